@@ -1,0 +1,1 @@
+"""Floor 0: pure logic. No I/O, no clock (the time is an argument), no asyncio."""
