@@ -1,0 +1,120 @@
+"""Did the answer end, or only its bytes? What keeps promise 5: never a false end.
+
+SDKs take a stream that ends cleanly without its last events for a finished answer (protocol.md section 2.2). So the
+relay shows what it releases to an `EndingWatch`, and asks it when the body has ended.
+"""
+
+from __future__ import annotations
+
+import enum
+import json
+import re
+from typing import Final
+
+from proxy.core.sse import parse_events
+
+
+class StreamShape(enum.Enum):
+    """How the answers of an endpoint end."""
+
+    CHAT = "chat"  # chat and completions: a finish_reason for each choice, then `[DONE]`
+    RESPONSES = "responses"  # /v1/responses: one terminal event, no `[DONE]`
+    OTHER = "other"  # speech, transcriptions, images: nothing that could be missed
+
+
+# These search raw JSON. They cannot match inside a string value, whatever a model writes: there a quote is `\"`, so
+# the name would end in `\"`, and it ends in `"` here. The name of a member is followed by a colon, a value never is.
+# An empty finish_reason is what some servers send for null.
+_FINISH_REASON: Final = re.compile(rb'"finish_reason"\s*:\s*"[^"]')
+_TERMINAL: Final = re.compile(rb'"type"\s*:\s*"response\.(?:completed|incomplete|failed|cancelled)"')
+_ERROR_MEMBER: Final = re.compile(rb'"error"\s*+(?!:\s*+null)')
+_NUMBER: Final = re.compile(rb'"sequence_number"\s*:\s*(\d+)')
+_SEQUENCE_NUMBER: Final = b'"sequence_number"'
+
+# What may be split over two fragments of an oversize event, with room for white space.
+_SEAM_BYTES: Final = 64
+
+_BOUNDARIES: Final = (b"\n\n", b"\r\r", b"\n\r", b"\r\n\r\n")
+_ERROR_LINES: Final = (b"\nerror:", b"\rerror:")
+
+
+class EndingWatch:
+    """Notes how an answer ends, from the blocks of bytes that are released.
+
+    Show it what `EventScanner.feed` returned, not what was left at the end of the body: clients drop an event without
+    its blank line, so what it says was not said.
+
+    `finish_seen`: a choice's finish_reason, or a terminal event of a response, was seen.
+    `error_seen`: the upstream sent an error as an event: an honest ending.
+    `error_field_seen`: an SSE field line `error: {…}` was seen, as older llama.cpp sends it. Every SDK ignores it and
+    reports success (protocol.md section 5).
+    """
+
+    __slots__ = ("_numbered", "_seam", "_shape", "error_field_seen", "error_seen", "finish_seen")
+
+    def __init__(self, shape: StreamShape) -> None:
+        self.finish_seen = False
+        self.error_seen = False
+        self.error_field_seen = False
+        self._shape = shape
+        self._seam = b""  # the end of the last block, if an oversize event goes on behind it
+        self._numbered = b""  # from the last sequence_number on
+
+    def saw(self, block: bytes) -> None:
+        """Look at a released block: whole events, or a fragment of an oversize one."""
+        if self._shape is StreamShape.OTHER or not block:
+            return
+        inside = bool(self._seam)
+        if inside:
+            self._look(self._seam + block[:_SEAM_BYTES], inside=True)
+        self._look(block, inside=inside)
+        self._seam = b"" if block.endswith(_BOUNDARIES) else (self._seam + block[-_SEAM_BYTES:])[-_SEAM_BYTES:]
+
+    def truncated(self, *, done: bool) -> bool:
+        """Did the body end cleanly, but not the answer? `done`: the scanner saw `[DONE]`."""
+        if self._shape is StreamShape.OTHER or self.finish_seen or self.error_seen:
+            return False
+        return self._shape is StreamShape.RESPONSES or not done
+
+    @property
+    def last_sequence_number(self) -> int | None:
+        """The sequence_number of the last event of a response that had one."""
+        match = _NUMBER.match(self._numbered)
+        return int(match[1]) if match else None
+
+    def _look(self, text: bytes, *, inside: bool) -> None:
+        if self._shape is StreamShape.CHAT:
+            # most events have the member, and null in it: find is far faster than a search from the start
+            at = text.find(b'"finish_reason"') if not self.finish_seen else -1
+            if at >= 0 and _FINISH_REASON.search(text, at):
+                self.finish_seen = True
+        else:
+            at = text.rfind(_SEQUENCE_NUMBER)
+            if at >= 0:
+                self._numbered = text[at : at + _SEAM_BYTES]
+            if not self.finish_seen and _TERMINAL.search(text):
+                self.finish_seen = True
+        if b"error" in text:
+            self._look_for_error(text, inside=inside)
+
+    def _look_for_error(self, text: bytes, *, inside: bool) -> None:
+        if (text.startswith(b"error:") and not inside) or any(line in text for line in _ERROR_LINES):
+            self.error_field_seen = True
+        if not self.error_seen and _ERROR_MEMBER.search(text):
+            self.error_seen = any(self._is_error(event.data) for event in parse_events(text))
+
+    def _is_error(self, data: bytes) -> bool:
+        """Is the event an error to clients? They raise on a truthy `error`; a response's may have it in its type only.
+
+        Gemini wraps its errors in an array (protocol.md section 5). Read by the standard library's parser, as most
+        clients do: it takes lone surrogates, which a message cut at a length may hold.
+        """
+        try:
+            message = json.loads(data)
+        except (ValueError, RecursionError):
+            return False  # no client reads it as an error either
+        if isinstance(message, list) and message:
+            message = message[0]
+        if not isinstance(message, dict):
+            return False
+        return bool(message.get("error")) or (self._shape is StreamShape.RESPONSES and message.get("type") == "error")

@@ -1,0 +1,139 @@
+"""Which headers cross: nothing of the client's or the operator's identity, and everything an SDK shows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from proxy.core.headers import (
+    CORS_EXPOSED,
+    CORS_REQUEST_HEADERS_FLOOR,
+    RULES,
+    RawHeaders,
+    Stop,
+    header,
+    header_tokens,
+    to_downstream,
+    to_upstream,
+)
+
+Cross = Callable[[RawHeaders], RawHeaders]
+
+
+def raw(*names: str) -> RawHeaders:
+    return [(name.encode(), b"value") for name in names]
+
+
+KEPT_ON_REQUESTS = raw(
+    "Accept", "Content-Type", "Content-Encoding", "User-Agent", "OpenAI-Beta", "X-Stainless-Lang",
+    "x-stainless-retry-count", "Idempotency-Key", "X-Client-Request-Id", "traceparent", "tracestate", "HTTP-Referer",
+    "X-Title", "Via", "CDN-Loop", "Range", "If-None-Match", "x-anything-else",
+)  # fmt: skip
+STOPPED_ON_REQUESTS = raw(
+    "Host", "Content-Length", "Transfer-Encoding", "Connection", "Keep-Alive", "TE", "Trailer", "Upgrade",
+    "HTTP2-Settings", "Proxy-Authorization", "Proxy-Connection", "Expect", "Accept-Encoding", "Cookie", "Forwarded",
+    "X-Forwarded-For", "X-Forwarded-Proto", "X-Real-IP", "True-Client-IP", "CF-Connecting-IP", "cf-ray",
+    "X-Envoy-Upstream-Rq-Timeout-Ms", "Origin", "Access-Control-Request-Headers", "x-sluice-id",
+)  # fmt: skip
+CREDENTIALS = raw("Authorization", "api-key", "X-Api-Key", "OpenAI-Organization", "OpenAI-Project")
+KEPT_ON_RESPONSES = raw(
+    "Content-Type", "Content-Encoding", "Content-Disposition", "x-request-id", "request-id", "openai-processing-ms",
+    "openai-version", "retry-after", "retry-after-ms", "x-should-retry", "Cache-Control", "ETag", "Vary",
+    "X-Content-Type-Options", "apim-request-id", "x-ms-region", "x-anything-else",
+)  # fmt: skip
+STOPPED_ON_RESPONSES = raw(
+    "Set-Cookie", "Set-Cookie2", "Alt-Svc", "Strict-Transport-Security", "Server", "Date", "CF-RAY", "cf-cache-status",
+    "NEL", "Report-To", "Reporting-Endpoints", "Access-Control-Allow-Origin", "access-control-expose-headers",
+    "openai-organization", "openai-project", "x-ratelimit-limit-requests", "x-ratelimit-reset-tokens_usage_based",
+    "anthropic-ratelimit-requests-limit", "anthropic-organization-id", "Via", "x-envoy-upstream-service-time",
+    "x-openai-proxy-wasm", "x-ms-deployment-name", "Content-Length", "Transfer-Encoding", "Connection", "Keep-Alive",
+    "Trailer", "Upgrade", "Proxy-Authenticate", "X-Accel-Redirect", "X-Accel-Buffering", "x-litellm-key-spend",
+    "llm_provider-set-cookie", "x-sluice-id",
+)  # fmt: skip
+
+
+def test_requests_keep_what_upstreams_read_and_lose_what_speaks_of_this_hop() -> None:
+    mixed = [pair for both in zip(KEPT_ON_REQUESTS, STOPPED_ON_REQUESTS, strict=False) for pair in both]
+    assert to_upstream(mixed) == KEPT_ON_REQUESTS
+    assert to_upstream(STOPPED_ON_REQUESTS) == []
+
+
+def test_the_client_s_credential_crosses_only_where_the_route_asks_for_it() -> None:
+    assert to_upstream(CREDENTIALS) == []
+    assert to_upstream(CREDENTIALS, forward_credentials=True) == CREDENTIALS
+    assert to_upstream(STOPPED_ON_REQUESTS, forward_credentials=True) == []
+
+
+def test_responses_keep_what_sdks_show_and_lose_what_names_the_account() -> None:
+    assert to_downstream(KEPT_ON_RESPONSES) == KEPT_ON_RESPONSES
+    assert to_downstream(STOPPED_ON_RESPONSES) == []
+
+
+@pytest.mark.parametrize("cross", [to_upstream, to_downstream])
+def test_headers_that_connection_names_stop_here(cross: Cross) -> None:
+    received = [
+        (b"Content-Type", b"application/json"),
+        (b"connection", b"keep-alive, Content-Type"),
+        (b"X-Hop", b"1"),
+        (b"X-End", b"2"),
+        (b"Connection", b" , x-HOP"),
+    ]
+    assert cross(received) == [(b"X-End", b"2")]
+
+
+def test_connection_cannot_remove_what_is_added_later() -> None:
+    received = [(b"Connection", b"authorization, via"), (b"Via", b"1.1 a"), (b"Authorization", b"Bearer client")]
+    assert [*to_upstream(received), (b"authorization", b"Bearer ours")] == [(b"authorization", b"Bearer ours")]
+    assert to_upstream(received, forward_credentials=True) == []
+
+
+@given(
+    st.lists(st.tuples(st.binary(min_size=1, max_size=12), st.binary(max_size=12))),
+    st.sampled_from([to_upstream, to_downstream]),
+)
+def test_order_repetition_and_spelling_stay_and_names_are_judged_in_any_case(
+    received: RawHeaders, cross: Cross
+) -> None:
+    crossed = cross(received)
+    rest = iter(received)
+    assert all(pair in rest for pair in crossed)
+    upper = cross([(name.upper(), value) for name, value in received])
+    assert [value for _, value in upper] == [value for _, value in crossed]
+
+
+def test_every_rule_stops_something_says_why_and_is_spelled_as_the_lookup_needs() -> None:
+    names = [(stop, name) for rule in RULES for stop in rule.stop for name in rule.names]
+    assert len(set(names)) == len(names)
+    for rule in RULES:
+        assert rule.names
+        assert len(rule.why) > 10
+        for name in rule.names:
+            assert name == name.lower()
+            sample = [(name.replace(b"*", b"anything"), b"")]
+            if rule.stop & Stop.RESPONSE:
+                assert to_downstream(sample) == []
+            if rule.stop & (Stop.REQUEST | Stop.CREDENTIAL):
+                assert to_upstream(sample) == []
+
+
+def test_header_is_the_first_of_its_name() -> None:
+    received = [(b"X-One", b"1"), (b"x-two", b"2"), (b"X-TWO", b"3")]
+    assert header(received, b"x-two") == b"2"
+    assert header(received, b"x-twa") is None
+
+
+def test_header_tokens_are_gathered_from_every_occurrence() -> None:
+    received = [(b"Transfer-Encoding", b"gzip,, Chunked "), (b"te", b"trailers"), (b"transfer-encoding", b"BR")]
+    assert header_tokens(received, b"transfer-encoding") == {b"gzip", b"chunked", b"br"}
+    assert header_tokens(received, b"connection") == set()
+
+
+def test_what_scripts_may_read_crosses_or_is_ours_and_what_sdks_send_is_allowed() -> None:
+    ours = {"x-sluice-id"} | {name for name in CORS_EXPOSED if name.startswith("x-ratelimit-")}
+    crossing = [name.encode().lower() for name in CORS_EXPOSED if name not in ours]
+    assert [name for name, _ in to_downstream([(name, b"") for name in crossing])] == crossing
+    assert {"authorization", "content-type", "user-agent", "x-stainless-retry-count"} <= set(CORS_REQUEST_HEADERS_FLOOR)
+    assert all(name == name.lower() for name in (*CORS_EXPOSED, *CORS_REQUEST_HEADERS_FLOOR))
