@@ -1,0 +1,276 @@
+"""One try at one upstream: send the request, wait for the head, hand out the body.
+
+A connection that was kept alive may have been closed by the upstream just as the request was sent. When it gave no
+byte and the request can be sent again, the attempt does so once, on a fresh connection; any other repetition is policy
+and is decided above.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from proxy.core.errors import BAD_REQUEST, INTERNAL, UPSTREAM_STALE, UPSTREAM_TIMEOUT, ProxyError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from proxy.tasks import BackgroundTasks
+    from proxy.upstream.connection import UpstreamConnection
+    from proxy.upstream.framing import ResponseHead, ResponseReader
+    from proxy.upstream.pool import UpstreamPool
+
+MAX_SINGLE_WRITE_BYTES: Final = 1024 * 1024  # a larger body is sent piecewise: transports copy what they cannot send
+PIECE_BYTES: Final = 64 * 1024
+_BODY_NOT_EXPECTED: Final = frozenset({b"GET", b"HEAD", b"DELETE", b"OPTIONS"})  # RFC 9110 section 8.6
+
+
+@dataclass(frozen=True, slots=True)
+class UpstreamRequest:
+    """A request as it is sent. `target` is the path and query; `headers` are all but those that frame the body.
+
+    `content_length` belongs to a streamed body; without it, the body is sent chunked.
+    """
+
+    method: bytes
+    target: bytes
+    headers: list[tuple[bytes, bytes]]
+    body: bytes | AsyncIterator[bytes] = b""
+    content_length: int | None = None
+
+
+class UpstreamStream:
+    """A response whose head is here and whose body is on its way. Whoever holds it calls `close` in a `finally`."""
+
+    __slots__ = ("_connection", "_error", "_pool", "_reader", "_upload", "head", "reused")
+
+    def __init__(
+        self,
+        pool: UpstreamPool,
+        connection: UpstreamConnection,
+        reader: ResponseReader,
+        head: ResponseHead,
+        upload: asyncio.Task[None] | None,
+    ) -> None:
+        self.head = head
+        self.reused = connection.exchanges > 1  # came over a kept-alive connection
+        self._pool = pool
+        self._connection: UpstreamConnection | None = connection
+        self._reader = reader
+        self._upload = upload
+        self._error: ProxyError | None = None
+
+    @property
+    def received_bytes(self) -> int:
+        """Body bytes so far, framing excluded."""
+        return self._reader.received_bytes
+
+    @property
+    def complete(self) -> bool:
+        """The framing said that the body is whole (parts of it may still wait to be read)."""
+        return self._reader.complete
+
+    @property
+    def close_delimited(self) -> bool:
+        """Only the end of the connection ends the body, so a clean end may be a truncation."""
+        return self._reader.close_delimited
+
+    def read_nowait(self) -> bytes:
+        """All body bytes that wait, b"" if none do."""
+        data = self._reader.take()
+        if data and self._connection is not None:
+            self._connection.resume_reading()
+        return data
+
+    async def read(self) -> bytes:
+        """Wait for body bytes and return all there are; b"" at the clean end.
+
+        Raises, after all bytes before it were returned: what `fail` was given; a `ProxyError` of kind
+        UPSTREAM_PROTOCOL_ERROR for a body that broke off or was framed wrongly; what an upload's body iterator raised.
+        """
+        while True:
+            if data := self.read_nowait():
+                return data
+            if self._error is not None:
+                raise self._error
+            if self._reader.complete:
+                return b""
+            if self._connection is None:
+                raise ProxyError(INTERNAL, "the exchange with the upstream was aborted")
+            if self._connection.closed:
+                raise self._connection.error
+            await self._connection.changed()
+
+    def fail(self, error: ProxyError) -> None:
+        """End the exchange: after the bytes that wait, this and every later `read` raises `error`."""
+        self._error = self._error or error
+        if self._connection is not None:
+            self._connection.abort()
+
+    def abort(self) -> None:
+        """End the connection now. Idempotent."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.abort()
+            if self._upload is not None:
+                self._upload.cancel()
+
+    def close(self) -> None:
+        """The exchange is over: keep the connection if it is clean, else abort it. Idempotent."""
+        connection = self._connection
+        if connection is None:
+            return
+        if self._reader.reusable and connection.request_sent:
+            self._connection = None
+            self._pool.release(connection, self._reader.keep_alive_s)
+        else:
+            self.abort()
+
+
+async def attempt(
+    pool: UpstreamPool, request: UpstreamRequest, *, first_byte_s: float | None, tasks: BackgroundTasks
+) -> UpstreamStream:
+    """Send the request and wait for the final response head, at most `first_byte_s` seconds of upstream silence.
+
+    Raises a `ProxyError` of kind UPSTREAM_UNREACHABLE or UPSTREAM_CONNECT_TIMEOUT (nothing was sent), UPSTREAM_TIMEOUT,
+    UPSTREAM_PROTOCOL_ERROR, UPSTREAM_STALE (a kept-alive connection closed without a byte, and part of a streamed body
+    is used up), BAD_REQUEST (a streamed body of another length than announced); or what a streamed body raised. When
+    it raises or is cancelled, the connection is closed.
+    """
+    connection = await pool.acquire()
+    try:
+        return await _exchange(pool, connection, request, first_byte_s, tasks)
+    except ProxyError as error:
+        if error.kind is not UPSTREAM_STALE or not isinstance(request.body, bytes):
+            raise
+    connection = await pool.acquire(fresh=True)
+    return await _exchange(pool, connection, request, first_byte_s, tasks)
+
+
+async def _exchange(
+    pool: UpstreamPool,
+    connection: UpstreamConnection,
+    request: UpstreamRequest,
+    first_byte_s: float | None,
+    tasks: BackgroundTasks,
+) -> UpstreamStream:
+    upload: asyncio.Task[None] | None = None
+    timer = _SilenceTimer(connection, first_byte_s)
+    try:
+        reader = connection.begin(bodiless=request.method == b"HEAD")
+        head = _encode_head(request)
+        body = request.body
+        if isinstance(body, bytes) and len(body) <= MAX_SINGLE_WRITE_BYTES:
+            connection.write(head + body)
+            connection.request_sent = True
+            timer.restart()
+        else:
+            connection.write(head)
+            upload = tasks.start(_upload(connection, reader, request, timer), "upload")
+        response = await connection.head(reader)
+        if upload is not None and response.status >= 300:
+            upload.cancel()  # RFC 9112 section 9.5: it was answered without the rest
+        return UpstreamStream(pool, connection, reader, response, upload)
+    except BaseException:
+        connection.abort()
+        if upload is not None:
+            upload.cancel()
+        raise
+    finally:
+        timer.end()
+
+
+class _SilenceTimer:
+    """Fails the exchange when the upstream says nothing, for `limit_s` seconds after it could have gone on."""
+
+    __slots__ = ("_connection", "_handle", "_limit_s")
+
+    def __init__(self, connection: UpstreamConnection, limit_s: float | None) -> None:
+        self._connection = connection
+        self._limit_s = limit_s
+        self._handle: asyncio.TimerHandle | None = None
+
+    def restart(self) -> None:
+        self.stop()
+        if self._limit_s is not None:
+            self._handle = asyncio.get_running_loop().call_later(self._limit_s, self._expire)
+
+    def stop(self) -> None:
+        if self._handle is not None:
+            self._handle.cancel()
+            self._handle = None
+
+    def end(self) -> None:
+        """Stop, and never start again."""
+        self.stop()
+        self._limit_s = None
+
+    def _expire(self) -> None:
+        self._connection.fail(ProxyError(UPSTREAM_TIMEOUT, "the upstream did not answer in time"))
+
+
+def _encode_head(request: UpstreamRequest) -> bytes:
+    lines = [b"%b %b HTTP/1.1" % (request.method, request.target)]
+    lines += [b"%b: %b" % header for header in request.headers]
+    body = request.body
+    if not isinstance(body, bytes):
+        if request.content_length is None:
+            lines.append(b"Transfer-Encoding: chunked")
+        else:
+            lines.append(b"Content-Length: %d" % request.content_length)
+    elif body or request.method not in _BODY_NOT_EXPECTED:
+        lines.append(b"Content-Length: %d" % len(body))
+    head = b"\r\n".join(lines)
+    # whoever smuggles a line end in here writes the headers, or the next request (RFC 9112 section 11.1)
+    if head.count(b"\n") != len(lines) - 1 or head.count(b"\r") != len(lines) - 1 or b"\0" in head:
+        raise ProxyError(INTERNAL, "a header for the upstream holds a character that is not allowed")
+    return head + b"\r\n\r\n"
+
+
+async def _upload(
+    connection: UpstreamConnection, reader: ResponseReader, request: UpstreamRequest, timer: _SilenceTimer
+) -> None:
+    """Send the body while the attempt waits for the head, which hears of a failure through `fail`."""
+    body = request.body
+    try:
+        if isinstance(body, bytes):
+            await _send_body(connection, _single(body), len(body), timer)
+        else:
+            await _send_body(connection, body, request.content_length, timer)
+        connection.request_sent = True
+    except asyncio.CancelledError:
+        if reader.head is None:  # else the response is still wanted, without the rest of the upload
+            connection.abort()
+        raise
+    except Exception as error:  # noqa: BLE001 - it belongs to whoever waits for the response, whatever it is
+        connection.fail(error)
+
+
+async def _send_body(
+    connection: UpstreamConnection, body: AsyncIterator[bytes], length_bytes: int | None, timer: _SilenceTimer
+) -> None:
+    """Send all of `body` with back-pressure, chunked without a length (RFC 9112 section 7.1).
+
+    Only a whole body gets its end mark: one that breaks off must not look complete to the upstream.
+    """
+    sent_bytes = 0
+    async for piece in body:
+        sent_bytes += len(piece)
+        if length_bytes is not None and sent_bytes > length_bytes:
+            raise ProxyError(BAD_REQUEST, "the request body is longer than its Content-Length")
+        for start in range(0, len(piece), PIECE_BYTES):
+            part = piece[start : start + PIECE_BYTES]
+            connection.write(b"%x\r\n%b\r\n" % (len(part), part) if length_bytes is None else part)
+            timer.restart()
+            await connection.drain()
+        timer.stop()  # now the client is the slow one
+    if length_bytes is None:
+        connection.write(b"0\r\n\r\n")
+    elif sent_bytes < length_bytes:
+        raise ProxyError(BAD_REQUEST, "the request body is shorter than its Content-Length")
+    timer.restart()
+
+
+async def _single(body: bytes) -> AsyncIterator[bytes]:
+    yield body

@@ -1,0 +1,100 @@
+"""The connections to one upstream: those that wait for a next exchange, and a count of all that are open."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Final
+
+from proxy.upstream.connect import Origin, ProxyAddress, connect
+from proxy.upstream.connection import READ_BUFFER_BYTES
+
+if TYPE_CHECKING:
+    from proxy.upstream.connection import UpstreamConnection
+
+__all__ = ["Origin", "ProxyAddress", "UpstreamPool"]
+
+MAX_IDLE_S: Final = 60.0  # however long an upstream says that it keeps connections
+IDLE_MARGIN_S: Final = 1.0  # we let go that much earlier than the upstream, so that a request does not meet its close
+
+
+class UpstreamPool:
+    """Keep-alive connections to one upstream, for the loop it was made in.
+
+    `idle_s` is how long a connection may wait for its next exchange, in seconds, unless the upstream says otherwise
+    with `Keep-Alive: timeout`. The default is below the 5 s of uvicorn, and thus of vLLM.
+    """
+
+    def __init__(self, origin: Origin, *, connect_timeout_s: float, idle_s: float = 4.0) -> None:
+        self.origin = origin
+        self._connect_timeout_s = connect_timeout_s
+        self._idle_s = idle_s
+        self._loop = asyncio.get_running_loop()
+        self._read_buffer = memoryview(bytearray(READ_BUFFER_BYTES))
+        self._open: set[UpstreamConnection] = set()
+        self._idle: dict[UpstreamConnection, float] = {}  # in order of release: until when, in the loop's time
+        self._sweeper: asyncio.TimerHandle | None = None
+        self._closed = False
+
+    def __repr__(self) -> str:
+        return f"<UpstreamPool {self.origin.authority}, {self.idle} idle, {self.open} open>"
+
+    @property
+    def idle(self) -> int:
+        """Connections that wait for an exchange."""
+        return len(self._idle)
+
+    @property
+    def open(self) -> int:
+        """All connections, idle ones included."""
+        return len(self._open)
+
+    async def acquire(self, *, fresh: bool = False) -> UpstreamConnection:
+        """The connection that was used last and is still good, or a new one; with `fresh` always a new one.
+
+        Last in, first out: so the others grow old and are closed when load falls. Raises what `connect` raises.
+        """
+        while self._idle and not fresh:
+            connection, good_until = self._idle.popitem()
+            if good_until > self._loop.time() and connection.quiet():
+                return connection
+            connection.abort()
+        connection = await connect(
+            self.origin,
+            read_buffer=self._read_buffer,
+            on_closed=self._forget,
+            timeout_s=self._connect_timeout_s,
+        )
+        self._open.add(connection)
+        return connection
+
+    def release(self, connection: UpstreamConnection, keep_alive_s: float | None = None) -> None:
+        """Take back a connection whose exchange is over. `keep_alive_s` is the upstream's own idle time, if it told."""
+        idle_s = self._idle_s if keep_alive_s is None else min(keep_alive_s - IDLE_MARGIN_S, MAX_IDLE_S)
+        if self._closed or connection.closed or idle_s <= 0:
+            connection.abort()
+            return
+        connection.finish()
+        self._idle[connection] = self._loop.time() + idle_s
+        if self._sweeper is None:
+            self._sweeper = self._loop.call_later(idle_s, self._sweep)
+
+    def close(self) -> None:
+        """Close what is idle now, and what is in use when it comes back."""
+        self._closed = True
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+            self._sweeper = None
+        for connection in list(self._idle):
+            connection.abort()
+
+    def _sweep(self) -> None:
+        self._sweeper = None
+        now = self._loop.time()
+        for connection in [connection for connection, good_until in self._idle.items() if good_until <= now]:
+            connection.abort()
+        if self._idle:
+            self._sweeper = self._loop.call_at(min(self._idle.values()), self._sweep)
+
+    def _forget(self, connection: UpstreamConnection) -> None:
+        self._open.discard(connection)
+        self._idle.pop(connection, None)

@@ -1,0 +1,50 @@
+"""Requests and responses that tests of the upstream side use again and again."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from typing import TYPE_CHECKING
+
+from proxy.upstream.attempt import UpstreamRequest, attempt
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from proxy.tasks import BackgroundTasks
+    from proxy.upstream.attempt import UpstreamStream
+    from proxy.upstream.pool import UpstreamPool
+
+GET = UpstreamRequest(b"GET", b"/v1/models", [(b"Host", b"upstream.test")])
+POST = UpstreamRequest(b"POST", b"/v1/chat/completions", [(b"Host", b"upstream.test")], b'{"stream": true}')
+OK = b"HTTP/1.1 200 OK\r\n"
+HELLO = OK + b"Content-Length: 5\r\n\r\nhello"
+CHUNKED = OK + b"Transfer-Encoding: chunked\r\n\r\n"
+
+
+def start(
+    pool: UpstreamPool,
+    tasks: BackgroundTasks,
+    request: UpstreamRequest = GET,
+    *,
+    first_byte_s: float | None = None,
+) -> asyncio.Task[UpstreamStream]:
+    """Begin an attempt in a task of its own."""
+    return asyncio.get_running_loop().create_task(attempt(pool, request, first_byte_s=first_byte_s, tasks=tasks))
+
+
+async def read_all(stream: UpstreamStream) -> bytes:
+    body = b""
+    while data := await stream.read():
+        body += data
+    return body
+
+
+async def turns_until(condition: Callable[[], bool]) -> None:
+    """Give the loop turns until the condition holds; the test's own time limit ends it."""
+    while not condition():
+        await asyncio.sleep(0)
+
+
+def descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
