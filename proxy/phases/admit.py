@@ -1,0 +1,181 @@
+"""May it go on: the endpoint and the model are allowed, the body is in order and small enough.
+
+What a metered request is about stands in its body, so that body is read whole, within `max_request_bytes` and in time.
+Other bodies stream: of a multipart upload as much is read as it takes to find its `model`.
+"""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from proxy.core import errors
+from proxy.core.body import read_metered, read_model
+from proxy.core.headers import header
+from proxy.core.multipart import ModelFinder
+from proxy.phases.exchange import Exchange, Treatment
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from proxy.phases.authenticate import Plan, Principal
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """The right to go on, and what is known of the request by now.
+
+    `body` is what was read of it: all, unless `rest` is there to read on from. `model_span` is where the model's name
+    stands in a multipart body.
+    """
+
+    principal: Principal
+    model: str | None
+    streamed: bool
+    body: bytes
+    rest: AsyncIterator[bytes] | None = None
+    model_span: tuple[int, int] | None = None
+    inflated: bool = False
+
+
+async def admit(exchange: Exchange, principal: Principal, max_request_bytes: int) -> Admission:
+    """Check the request against the principal's plan and read what must be known of its body.
+
+    Raises `ProxyError` 400, 403, 404, 408 or 413.
+    """
+    endpoint = exchange.endpoint
+    _allow_endpoint(exchange, principal.plan)
+    if endpoint.treatment is Treatment.STATEFUL:
+        return Admission(principal, None, streamed=False, body=b"", rest=_pieces(exchange))
+    if endpoint.treatment is Treatment.METERED:
+        admission = await _admit_metered(exchange, principal, max_request_bytes)
+    else:
+        admission = await _admit_inference(exchange, principal, max_request_bytes)
+    _allow_model(exchange, principal.plan, admission.model)
+    return admission
+
+
+def _allow_endpoint(exchange: Exchange, plan: Plan) -> None:
+    group = "stateful" if exchange.endpoint.treatment is Treatment.STATEFUL else "inference"
+    allowed = plan.endpoints
+    path = exchange.path if group == "stateful" else "/" + exchange.endpoint.name
+    if allowed.match(group) is None and allowed.match(path) is None and allowed.match(path.lstrip("/")) is None:
+        raise errors.ProxyError(
+            errors.ENDPOINT_NOT_ALLOWED, f"This API key may not use {exchange.method} {_shown(exchange)}."
+        )
+
+
+def _shown(exchange: Exchange) -> str:
+    """The endpoint as a message may name it: known names only, nothing of what a client typed."""
+    return f"/v1/{exchange.endpoint.name}" if exchange.endpoint.treatment is not Treatment.STATEFUL else "this endpoint"
+
+
+def model_not_found(endpoint_name: str, model: str) -> errors.ProxyError:
+    """The error for a model that does not exist or is not in the plan: a client cannot tell which."""
+    if endpoint_name == "responses":
+        message = f"The requested model '{model[:200]}' does not exist."
+        return errors.ProxyError(errors.MODEL_NOT_FOUND_RESPONSES, message, param="model")
+    message = f"The model `{model[:200]}` does not exist or you do not have access to it."
+    return errors.ProxyError(errors.MODEL_NOT_FOUND, message)
+
+
+def _allow_model(exchange: Exchange, plan: Plan, model: str | None) -> None:
+    if model is None:
+        # an endpoint may have a default model, which a plan with a list of models cannot judge
+        if plan.models.match("") is None:
+            raise errors.ProxyError(
+                errors.MISSING_PARAMETER, "This API key must name a `model` in the request.", param="model"
+            )
+    elif plan.models.match(model) is None:
+        raise model_not_found(exchange.endpoint.name, model)
+
+
+async def _admit_metered(exchange: Exchange, principal: Principal, max_request_bytes: int) -> Admission:
+    raw = await _read_whole(exchange, max_request_bytes)
+    body, inflated = _inflate(exchange, raw, max_request_bytes)
+    request = read_metered(body)
+    return Admission(principal, request.model, bool(request.stream), body, inflated=inflated)
+
+
+async def _admit_inference(exchange: Exchange, principal: Principal, max_request_bytes: int) -> Admission:
+    content_type = (header(exchange.headers, b"content-type") or b"").strip().lower()
+    if content_type.startswith(b"multipart/form-data"):
+        return await _admit_multipart(exchange, principal, max_request_bytes)
+    if content_type.split(b";")[0].strip() in (b"application/json", b"") or content_type.startswith(b"text/"):
+        raw = await _read_whole(exchange, max_request_bytes)
+        body, inflated = _inflate(exchange, raw, max_request_bytes)
+        return Admission(principal, read_model(body), streamed=False, body=body, inflated=inflated)
+    return Admission(principal, None, streamed=False, body=b"", rest=_pieces(exchange))
+
+
+async def _admit_multipart(exchange: Exchange, principal: Principal, max_request_bytes: int) -> Admission:
+    """Read until the `model` field is known, at most `max_request_bytes`, and let the rest stream."""
+    finder = ModelFinder(header(exchange.headers, b"content-type") or b"")
+    held = bytearray()
+    while finder.model is None:
+        piece = await exchange.body.read()
+        if not piece:
+            return Admission(principal, None, streamed=False, body=bytes(held))
+        held += piece
+        if len(held) > max_request_bytes:
+            raise _too_large(max_request_bytes, "before its `model` field")
+        finder.feed(piece)
+    rest = _watched_pieces(exchange, finder)
+    return Admission(principal, finder.model, streamed=False, body=bytes(held), rest=rest, model_span=finder.span)
+
+
+async def _pieces(exchange: Exchange) -> AsyncIterator[bytes]:
+    while piece := await exchange.body.read():
+        yield piece
+
+
+async def _watched_pieces(exchange: Exchange, finder: ModelFinder) -> AsyncIterator[bytes]:
+    """The rest of an upload; a second `model` field in it ends the exchange, as the upstream might obey that one."""
+    while piece := await exchange.body.read():
+        finder.feed(piece)
+        yield piece
+
+
+async def _read_whole(exchange: Exchange, max_request_bytes: int) -> bytes:
+    announced = exchange.body.content_length
+    if announced is not None and announced > max_request_bytes:
+        raise _too_large(max_request_bytes, f"({announced} bytes announced)")
+    first = await exchange.body.read()
+    if not first or len(first) == announced:
+        return first
+    held = bytearray(first)
+    while piece := await exchange.body.read():
+        held += piece
+        if len(held) > max_request_bytes:
+            raise _too_large(max_request_bytes, f"({len(held)} bytes read)")
+    return bytes(held)
+
+
+def _too_large(max_request_bytes: int, how: str) -> errors.ProxyError:
+    return errors.ProxyError(
+        errors.REQUEST_TOO_LARGE, f"The request exceeds the maximum content size of {max_request_bytes} bytes {how}."
+    )
+
+
+def _inflate(exchange: Exchange, body: bytes, max_request_bytes: int) -> tuple[bytes, bool]:
+    """Undo a `Content-Encoding` that must be read through; says whether there was one. Bounded like the body."""
+    encoding = (header(exchange.headers, b"content-encoding") or b"identity").strip().lower()
+    if encoding == b"identity":
+        return body, False
+    if encoding not in (b"gzip", b"x-gzip", b"deflate"):
+        raise errors.ProxyError(
+            errors.BAD_REQUEST, "The request's Content-Encoding is not supported: send gzip, deflate or none."
+        )
+    try:
+        unzip = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)  # 32: gzip and zlib by their own headers
+        plain = unzip.decompress(body, max_request_bytes + 1)
+    except zlib.error as error:
+        raise errors.ProxyError(
+            errors.BAD_REQUEST, "The request's body is not what its Content-Encoding says."
+        ) from error
+    if len(plain) > max_request_bytes:
+        raise _too_large(max_request_bytes, "when inflated")
+    if not unzip.eof or unzip.unused_data:
+        raise errors.ProxyError(errors.BAD_REQUEST, "The request's body is not what its Content-Encoding says.")
+    return plain, True

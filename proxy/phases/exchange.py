@@ -1,0 +1,157 @@
+"""What the phases share: the exchange as it arrived, its timeline, and the two peers as protocols.
+
+An `Exchange` holds what was fixed on arrival; nothing here is a bag that phases mutate. What a phase finds out, it
+returns, and the next one takes it.
+"""
+
+from __future__ import annotations
+
+import enum
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from proxy.core.ending import StreamShape
+    from proxy.core.headers import RawHeaders
+
+
+class Treatment(enum.Enum):
+    """What Sluice does with the requests of an endpoint."""
+
+    METERED = "metered"  # body read: model route, quotas, tokens
+    INFERENCE = "inference"  # body streamed, routed by `model` where it has one
+    MODELS = "models"  # answered by Sluice
+    STATEFUL = "stateful"  # state at the upstream, shared by all holders of its key: only where the plan says so
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """One row of the route table. `name` is the path under `/v1`, and the label in logs and metrics."""
+
+    name: str
+    treatment: Treatment
+    shape: StreamShape
+
+
+class Phase(enum.Enum):
+    """Where an exchange stands; the words of the log line and of the metrics."""
+
+    AUTHENTICATE = "authenticate"
+    ADMIT = "admit"
+    ROUTE = "route"
+    FORWARD = "forward"
+    RELAY = "relay"
+    DONE = "done"
+
+
+class Timeline:
+    """When each phase began, on the monotonic clock, in seconds."""
+
+    __slots__ = ("began_s", "forwarded_s", "phase")
+
+    def __init__(self) -> None:
+        self.phase = Phase.AUTHENTICATE
+        self.began_s: dict[Phase, float] = {Phase.AUTHENTICATE: time.perf_counter()}
+        self.forwarded_s: float | None = None
+
+    def enter(self, phase: Phase) -> None:
+        """Note that `phase` begins now."""
+        self.phase = phase
+        self.began_s[phase] = time.perf_counter()
+
+    @property
+    def arrived_s(self) -> float:
+        """When the request's head was there."""
+        return self.began_s[Phase.AUTHENTICATE]
+
+    def spent_s(self) -> dict[str, float]:
+        """Seconds in each phase that has ended, by the phase's name."""
+        marks = list(self.began_s.items())
+        return {phase.value: after - at for (phase, at), (_, after) in zip(marks, marks[1:], strict=False)}
+
+
+class RequestBody(Protocol):
+    """The request body as it comes in."""
+
+    @property
+    def content_length(self) -> int | None:
+        """What the client said, in bytes; None for a chunked body."""
+
+    @property
+    def is_empty(self) -> bool:
+        """No body is announced at all."""
+
+    @property
+    def received_bytes(self) -> int:
+        """How much of it was read so far."""
+
+    async def read(self) -> bytes:
+        """The next bytes, b"" at the end.
+
+        Raises `ProxyError` when the client is too slow or its framing is broken, `ConnectionError` when it has left.
+        """
+
+
+class Downstream(Protocol):
+    """The client's side of an exchange."""
+
+    @property
+    def started(self) -> bool:
+        """The head went out: the commit point is passed."""
+
+    @property
+    def first_byte_s(self) -> float | None:
+        """When the first body byte was written, by `time.perf_counter`."""
+
+    @property
+    def backpressure(self) -> tuple[int, float]:
+        """How often a write had to wait for the client, and for how many seconds in all."""
+
+    @property
+    def sent_bytes(self) -> int:
+        """Body bytes written so far."""
+
+    async def start(self, status: int, headers: RawHeaders, content_length: int | None) -> None:
+        """Send the head. Without a length the body is chunked (until EOF for an HTTP/1.0 client)."""
+
+    async def write(self, data: bytes) -> None:
+        """Write `data` in one piece, then wait while the client's buffer is above its high-water mark.
+
+        Raises `ConnectionError` when the client has left.
+        """
+
+    def write_now(self, data: bytes) -> None:
+        """Write `data` without waiting; for a comment between events of a stream that is silent."""
+
+    async def finish(self) -> None:
+        """End the body well, and wait until the client's kernel has all of it."""
+
+    def cut(self) -> None:
+        """End the connection without ending the body, so that no client takes it for whole."""
+
+    def abort(self) -> None:
+        """Drop the connection at once, with what was not sent yet."""
+
+    @property
+    def is_waiting(self) -> bool:
+        """A write waits for the client to read."""
+
+    def acknowledged_bytes(self) -> int | None:
+        """A count that grows whenever the client's side accepts bytes; None when nothing is outstanding."""
+
+
+@dataclass(slots=True, eq=False)
+class Exchange:
+    """One request and its response, as fixed on arrival."""
+
+    id: str
+    endpoint: Endpoint
+    method: str
+    path: str  # under the base URL, raw, with a leading slash
+    query: str  # raw, without the question mark
+    headers: RawHeaders
+    client: str
+    body: RequestBody
+    downstream: Downstream
+    timeline: Timeline = field(default_factory=Timeline)

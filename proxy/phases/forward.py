@@ -1,0 +1,114 @@
+"""Ask the upstream, and judge the head of its answer: nothing went downstream yet, so every failure is still a status."""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from proxy.core import errors
+from proxy.core.headers import header
+from proxy.phases.exchange import Treatment
+from proxy.phases.watchdog import Watchdog
+from proxy.upstream.attempt import attempt
+
+if TYPE_CHECKING:
+    from proxy.phases.admit import Admission
+    from proxy.phases.exchange import Exchange
+    from proxy.phases.route import Route
+    from proxy.tasks import BackgroundTasks
+    from proxy.upstream.attempt import UpstreamStream
+
+# 64 KiB: error answers are a few hundred bytes; a longer one is an HTML page whose end nobody needs
+MAX_ERROR_BODY_BYTES: Final = 65536
+_SSE_FIELD = re.compile(rb"(?:\xef\xbb\xbf)?[\r\n]*(?:data|event|id|retry)?:")
+_NOT_SSE = (b"application/json", b"text/html", b"application/problem+json")
+
+
+class AnswerKind(enum.Enum):
+    """How the body of an answer is relayed."""
+
+    EVENTS = "events"  # SSE: whole events, error events, keep-alive comments
+    OPAQUE = "opaque"  # anything else: as it arrives
+    ERROR = "error"  # an error status: whole, with the upstream's credentials taken out
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """An upstream's answer whose head is in order."""
+
+    stream: UpstreamStream
+    watchdog: Watchdog
+    kind: AnswerKind
+    first: bytes = b""  # body bytes already taken to judge the answer
+
+    def close(self) -> None:
+        """Give the upstream's connection back where the body is whole, abort it where it is not."""
+        self.watchdog.stop()
+        self.stream.close()
+
+
+async def forward(
+    exchange: Exchange, admission: Admission, route: Route, *, tasks: BackgroundTasks, write_stall_s: float | None
+) -> Answer:
+    """Send the request and wait for the head of the answer.
+
+    Raises `ProxyError` 502 or 504 for what the upstream did wrong, and whatever reading the client's body raises.
+    """
+    timeouts = route.upstream.timeouts
+    deadline_s = None if timeouts.total_s is None else asyncio.get_running_loop().time() + timeouts.total_s
+    limits = [limit for limit in (timeouts.first_byte_s, timeouts.total_s) if limit is not None]
+    stream = await attempt(
+        route.upstream.pool, route.request, first_byte_s=min(limits, default=None), tasks=tasks
+    )
+    watchdog = Watchdog(
+        stream, exchange.downstream, idle_s=timeouts.idle_s, deadline_s=deadline_s, write_stall_s=write_stall_s
+    )
+    try:
+        kind, first = await _judge(exchange, admission, stream, watchdog)
+    except BaseException:
+        watchdog.stop()
+        stream.abort()
+        raise
+    return Answer(stream, watchdog, kind, first)
+
+
+async def _judge(
+    exchange: Exchange, admission: Admission, stream: UpstreamStream, watchdog: Watchdog
+) -> tuple[AnswerKind, bytes]:
+    """How the body is to be relayed, and what had to be read of it to know."""
+    status = stream.head.status
+    if 300 <= status < 400 and status != 304:
+        raise errors.ProxyError(errors.UPSTREAM_PROTOCOL_ERROR, f"The upstream answered with a redirect ({status}).")
+    if status >= 400:
+        return AnswerKind.ERROR, b""
+    content_type = (header(stream.head.headers, b"content-type") or b"").split(b";")[0].strip().lower()
+    encoded = (header(stream.head.headers, b"content-encoding") or b"identity").strip().lower() != b"identity"
+    if content_type == b"text/event-stream":
+        # events inside a coding nobody asked for cannot be told apart: they pass as they are
+        return (AnswerKind.OPAQUE if encoded else AnswerKind.EVENTS), b""
+    asked = admission.streamed and exchange.endpoint.treatment is Treatment.METERED
+    if not asked or status == 204 or encoded:
+        return AnswerKind.OPAQUE, b""
+    first = b"" if content_type in _NOT_SSE else await _first_bytes(watchdog)
+    if not _SSE_FIELD.match(first):
+        # SDKs would show a 200 without events as an empty answer (protocol.md section 2.3)
+        raise errors.ProxyError(
+            errors.UPSTREAM_NOT_A_STREAM, "A stream was asked for, but the upstream's answer is not one."
+        )
+    return AnswerKind.EVENTS, first
+
+
+async def _first_bytes(watchdog: Watchdog) -> bytes:
+    """Enough of the body to see whether events begin: servers that forget the content type are known."""
+    first = b""
+    while len(first) < 16:
+        piece = await watchdog.read()
+        if not piece:
+            break
+        first += piece
+        if _SSE_FIELD.match(first):
+            break
+    return first

@@ -1,0 +1,235 @@
+"""The life of a request: the order of the phases, and the one `finally`. Read this first.
+
+    authenticate -> Principal     401
+    admit        -> Admission     400 403 404 408 413
+    route        -> Route         404 503
+    forward      -> Answer        502 504; the upstream's own 4xx and 5xx pass
+    relay        -> Observation   after the first byte: an error event, or a connection cut
+    finally
+      record                      always, exactly once
+
+Each phase takes what the one before returned, so a wrong order does not type-check.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from proxy.core import errors
+from proxy.phases.admit import admit
+from proxy.phases.authenticate import authenticate
+from proxy.phases.exchange import Phase, Treatment
+from proxy.phases.forward import forward
+from proxy.phases.record import Findings, record
+from proxy.phases.relay import relay, sluice_headers
+from proxy.phases.route import route
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import structlog
+
+    from proxy.core.headers import RawHeaders
+    from proxy.phases.authenticate import Keyring, Principal
+    from proxy.phases.exchange import Exchange
+    from proxy.phases.forward import Answer
+    from proxy.phases.models import Catalogue
+    from proxy.phases.route import Route, Router
+    from proxy.tasks import BackgroundTasks
+    from proxy.telemetry.metrics import Metrics
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What the server's configuration says about every exchange."""
+
+    max_request_bytes: int
+    write_stall_s: float | None
+    keepalive_s: float | None
+
+
+class Pipeline:
+    """Runs exchanges through the phases. Holds collaborators, and which exchanges are live; nothing of any of them."""
+
+    def __init__(
+        self,
+        *,
+        keyring: Keyring,
+        router: Router,
+        catalogue: Catalogue,
+        limits: Limits,
+        via: bytes,
+        tasks: BackgroundTasks,
+        metrics: Metrics,
+        log: structlog.typing.FilteringBoundLogger,
+        clock: Callable[[], float] = time.time,  # noqa: TID251 - the clock that is passed in; keys expire by wall time
+    ) -> None:
+        self._keyring = keyring
+        self._router = router
+        self._catalogue = catalogue
+        self._limits = limits
+        self._via = via
+        self._tasks = tasks
+        self._metrics = metrics
+        self._log = log
+        self._clock = clock
+        self._live: dict[Exchange, _Live] = {}
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    @property
+    def in_flight(self) -> int:
+        """How many exchanges are live."""
+        return len(self._live)
+
+    async def idle(self) -> None:
+        """Wait until none is live."""
+        await self._idle.wait()
+
+    async def run(self, exchange: Exchange, refusal: errors.ProxyError | None = None) -> None:
+        """Serve one exchange to its end, whatever that is; `refusal` is why it ends before it began."""
+        live = _Live(asyncio.current_task())
+        findings = Findings()
+        self._live[exchange] = live
+        self._idle.clear()
+        self._metrics.phase_entered(exchange.timeline.phase.value)
+        try:
+            await self._serve(exchange, live, findings, refusal)
+        finally:
+            del self._live[exchange]
+            if not self._live:
+                self._idle.set()
+            findings.ended_in = findings.ended_in or exchange.timeline.phase
+            self._enter(exchange, Phase.DONE)
+            record(exchange, findings, self._metrics, self._log)
+
+    def interrupt(self, error: errors.ProxyError) -> None:
+        """End all live exchanges with `error`, each as honestly as its phase allows."""
+        for exchange, live in list(self._live.items()):
+            live.interruption = error
+            if live.answer is not None and exchange.downstream.started:
+                live.answer.stream.fail(error)
+            elif live.task is not None:
+                live.task.cancel()
+
+    async def _serve(
+        self, exchange: Exchange, live: _Live, findings: Findings, refusal: errors.ProxyError | None
+    ) -> None:
+        """Run the phases and turn every way they may fail into an answer and a finding."""
+        try:
+            try:
+                if refusal is not None:
+                    raise refusal
+                await self._phases(exchange, live, findings)
+            except errors.ProxyError as error:
+                await self._tell(exchange, findings, error)
+            except asyncio.CancelledError:
+                if live.interruption is None or exchange.downstream.started or live.task is None:
+                    raise
+                live.task.uncancel()
+                findings.aborted_by = "drain"
+                await self._tell(exchange, findings, live.interruption)
+        except (asyncio.CancelledError, ConnectionError):
+            stalled = live.answer is not None and live.answer.watchdog.fired == "write_stall"
+            kind, message = (
+                (errors.CLIENT_STALLED, "The client stopped reading.")
+                if stalled
+                else (errors.CLIENT_GONE, "The client has left.")
+            )
+            findings.error = errors.ProxyError(kind, message)
+            findings.aborted_by = "write_stall" if stalled else "client"
+            exchange.downstream.abort()
+            raise
+        except Exception as fault:  # noqa: BLE001 - one exchange's fault must not become another's
+            findings.fault = type(fault).__name__
+            self._log.error("fault", id=exchange.id, exc_info=fault)
+            await self._tell(exchange, findings, errors.ProxyError(errors.INTERNAL, "Sluice failed on this request."))
+
+    async def _phases(self, exchange: Exchange, live: _Live, findings: Findings) -> None:
+        principal = findings.principal = authenticate(exchange.headers, self._keyring, self._clock())
+        if exchange.endpoint.treatment is Treatment.MODELS:
+            return await self._answer_models(exchange, principal)
+        self._enter(exchange, Phase.ADMIT)
+        admission = findings.admission = await admit(exchange, principal, self._limits.max_request_bytes)
+        self._enter(exchange, Phase.ROUTE)
+        chosen = findings.route = route(exchange, admission, self._router, self._via)
+        self._enter(exchange, Phase.FORWARD)
+        exchange.timeline.forwarded_s = exchange.timeline.began_s[Phase.FORWARD]
+        try:
+            answer = await forward(
+                exchange, admission, chosen, tasks=self._tasks, write_stall_s=self._limits.write_stall_s
+            )
+        except errors.ProxyError as error:
+            self._metrics.attempted(chosen.upstream.name, error.kind.outcome)
+            raise
+        findings.answer = live.answer = answer
+        self._metrics.attempted(chosen.upstream.name, f"{answer.stream.head.status // 100}xx")
+        self._enter(exchange, Phase.RELAY)
+        await self._relay(exchange, answer, chosen, live, findings)
+        return None
+
+    async def _relay(
+        self, exchange: Exchange, answer: Answer, chosen: Route, live: _Live, findings: Findings
+    ) -> None:
+        try:
+            observation = await relay(exchange, answer, chosen.upstream, self._limits.keepalive_s)
+            findings.observation = observation
+            if observation.failure is not None:
+                findings.aborted_by = "drain" if observation.failure is live.interruption else answer.watchdog.fired
+        finally:
+            answer.close()
+            pauses, seconds = exchange.downstream.backpressure
+            if pauses:
+                self._metrics.backpressure(chosen.upstream.name, pauses, seconds)
+
+    async def _answer_models(self, exchange: Exchange, principal: Principal) -> None:
+        body = await self._catalogue.answer(exchange, principal)
+        await self._respond(exchange, 200, [], body)
+
+    async def _tell(self, exchange: Exchange, findings: Findings, error: errors.ProxyError) -> None:
+        """Answer with `error`, or, when the head is out, end the connection so that nothing looks whole."""
+        findings.error = error
+        findings.ended_in = exchange.timeline.phase
+        if findings.answer is not None and findings.aborted_by is None:
+            findings.aborted_by = findings.answer.watchdog.fired
+        if exchange.downstream.started:
+            exchange.downstream.cut()
+            return
+        await self._respond(exchange, error.kind.status, _error_headers(error), errors.envelope(error))
+
+    async def _respond(self, exchange: Exchange, status: int, headers: RawHeaders, body: bytes) -> None:
+        """An answer of our own, in JSON."""
+        request_id = (b"x-request-id", exchange.id.encode("ascii"))
+        content_type = (b"Content-Type", b"application/json")
+        head = [content_type, request_id, *sluice_headers(exchange), *headers]
+        await exchange.downstream.start(status, head, len(body))
+        await exchange.downstream.write(body)
+        await exchange.downstream.finish()
+
+    def _enter(self, exchange: Exchange, phase: Phase) -> None:
+        left = exchange.timeline.phase
+        exchange.timeline.enter(phase)
+        self._metrics.phase_entered(None if phase is Phase.DONE else phase.value, left=left.value)
+
+
+@dataclass(slots=True)
+class _Live:
+    """What it takes to end a live exchange from outside."""
+
+    task: asyncio.Task[object] | None
+    answer: Answer | None = None
+    interruption: errors.ProxyError | None = None
+
+
+def _error_headers(error: errors.ProxyError) -> RawHeaders:
+    headers: RawHeaders = []
+    if error.kind.status == 401:
+        headers.append((b"WWW-Authenticate", b"Bearer"))
+    if error.retry_after_s is not None:
+        wait_ms = max(1, round(error.retry_after_s * 1000))
+        headers.append((b"retry-after", b"%d" % -(-wait_ms // 1000)))
+        headers.append((b"retry-after-ms", b"%d" % wait_ms))
+    return headers

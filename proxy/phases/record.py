@@ -1,0 +1,126 @@
+"""The last phase: one canonical log line and the metrics of the exchange, however it ended."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from proxy.core import errors
+
+if TYPE_CHECKING:
+    import structlog
+
+    from proxy.phases.admit import Admission
+    from proxy.phases.authenticate import Principal
+    from proxy.phases.exchange import Exchange, Phase
+    from proxy.phases.forward import Answer
+    from proxy.phases.relay import Observation
+    from proxy.phases.route import Route
+    from proxy.telemetry.metrics import Metrics
+
+
+@dataclass(slots=True)
+class Findings:
+    """What the phases returned, for the record: each is None where the exchange did not come so far."""
+
+    principal: Principal | None = None
+    admission: Admission | None = None
+    route: Route | None = None
+    answer: Answer | None = None
+    observation: Observation | None = None
+    error: errors.ProxyError | None = None
+    ended_in: Phase | None = None
+    aborted_by: str | None = None  # client, idle, write_stall, total, drain
+    fault: str | None = None  # the class of an exception that should not have been
+
+
+def status_of(findings: Findings) -> int:
+    """The status the client got; 499 for one that left (as nginx logs it), though it may have seen a 200."""
+    if findings.error is not None:
+        return findings.error.kind.status
+    return findings.answer.stream.head.status if findings.answer is not None else 500
+
+
+def outcome_of(findings: Findings) -> str:
+    """One word for how it ended: ok, upstream_error, or the outcome of the error."""
+    failure = findings.observation.failure if findings.observation is not None else None
+    error = findings.error or failure
+    if error is not None:
+        return error.kind.outcome
+    return "ok" if status_of(findings) < 400 else "upstream_error"
+
+
+def record(exchange: Exchange, findings: Findings, metrics: Metrics, log: structlog.typing.FilteringBoundLogger) -> None:
+    """Count the exchange and write its line."""
+    duration_s = time.perf_counter() - exchange.timeline.arrived_s
+    _count(exchange, findings, metrics, duration_s)
+    _log(exchange, findings, log, duration_s)
+
+
+def _count(exchange: Exchange, findings: Findings, metrics: Metrics, duration_s: float) -> None:
+    timeline = exchange.timeline
+    observed = findings.observation
+    metrics.exchange_ended(
+        key=findings.principal.key_id if findings.principal else "",
+        model=findings.route.label if findings.route else "",
+        endpoint=exchange.endpoint.name,
+        outcome=outcome_of(findings),
+        status=status_of(findings),
+        upstream=findings.route.upstream.name if findings.route else "",
+        streamed=observed is not None and observed.events > 0,
+        duration_s=duration_s,
+        time_to_first_byte_s=_since_arrival(exchange, exchange.downstream.first_byte_s),
+        overhead_s=_since_arrival(exchange, timeline.forwarded_s),
+    )
+    if findings.aborted_by is not None and findings.ended_in is not None:
+        metrics.aborted(findings.ended_in.value, findings.aborted_by)
+
+
+def _since_arrival(exchange: Exchange, at_s: float | None) -> float | None:
+    return None if at_s is None else at_s - exchange.timeline.arrived_s
+
+
+def _log(
+    exchange: Exchange, findings: Findings, log: structlog.typing.FilteringBoundLogger, duration_s: float
+) -> None:
+    """The canonical line: what is known of the exchange, and never a key, a prompt or an answer."""
+    timeline = exchange.timeline
+    fields: dict[str, object] = {
+        "id": exchange.id,
+        "key": findings.principal.key_id if findings.principal else None,
+        "endpoint": exchange.endpoint.name,
+        "method": exchange.method,
+        "client": exchange.client,
+        "model": (findings.admission.model or "")[:128] if findings.admission and findings.route else None,
+        "upstream": findings.route.upstream.name if findings.route else None,
+        "status": status_of(findings),
+        "outcome": outcome_of(findings),
+        "phase": findings.ended_in.value if findings.ended_in else None,
+        "attempts": int(timeline.forwarded_s is not None),
+        "duration_s": round(duration_s, 6),
+        "phases_s": {name: round(spent, 6) for name, spent in timeline.spent_s().items()},
+        "received_bytes": exchange.body.received_bytes,
+        "sent_bytes": exchange.downstream.sent_bytes,
+    }
+    first_byte_s = _since_arrival(exchange, exchange.downstream.first_byte_s)
+    if first_byte_s is not None:
+        fields["first_byte_s"] = round(first_byte_s, 6)
+    if findings.answer is not None:
+        fields["upstream_status"] = findings.answer.stream.head.status
+        fields["upstream_bytes"] = findings.answer.stream.received_bytes
+        fields["reused"] = findings.answer.stream.reused
+    if findings.observation is not None:
+        fields["events"] = findings.observation.events
+    if findings.aborted_by is not None:
+        fields["aborted_by"] = findings.aborted_by
+    error = findings.error or (findings.observation.failure if findings.observation else None)
+    if error is not None:
+        fields["blame"] = error.kind.blame.value
+        # our own messages about downstream mistakes may quote a model's name: the outcome says enough
+        if error.kind.blame is not errors.Blame.DOWNSTREAM:
+            fields["error"] = error.message
+    if findings.fault is not None:
+        fields["fault"] = findings.fault
+    level = log.warning if status_of(findings) >= 500 or findings.fault else log.info
+    level("exchange", **fields)

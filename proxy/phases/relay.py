@@ -1,0 +1,187 @@
+"""Move the body: what the upstream sends is what the client receives, byte for byte, as it arrives.
+
+This is the plain form, a loop of read, write and drain: back-pressure needs no queue, because while `write` waits for
+the client nothing takes bytes from the upstream, whose connection then stops reading. Once the head is out a failure
+can no longer be a status: it becomes an error event, or, where events cannot be told apart, a connection that ends
+without its end.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from proxy.core import errors
+from proxy.core.ending import EndingWatch, StreamShape
+from proxy.core.headers import header, to_downstream
+from proxy.core.sse import KEEPALIVE_COMMENT, EventScanner
+from proxy.phases.forward import MAX_ERROR_BODY_BYTES, AnswerKind
+
+if TYPE_CHECKING:
+    from proxy.core.headers import RawHeaders
+    from proxy.phases.exchange import Exchange
+    from proxy.phases.forward import Answer
+    from proxy.phases.route import Upstream
+
+# SDKs wait for the end of the body after `[DONE]`; an upstream that holds it open is left behind after this
+_AFTER_DONE_S: Final = 1.0
+_ERROR_LINE: Final = re.compile(rb"(?:\A|[\r\n])error:")
+_TRUNCATED = "The upstream ended the stream before the answer was finished."
+_ERROR_FIELD = "The upstream reported an error in a form that clients do not see."
+
+
+@dataclass(slots=True)
+class Observation:
+    """What the answer turned out to be. `failure` is an error that the client was told of after the commit point."""
+
+    events: int = 0
+    failure: errors.ProxyError | None = None
+
+
+async def relay(exchange: Exchange, answer: Answer, upstream: Upstream, keepalive_s: float | None) -> Observation:
+    """Send the answer downstream, to its end.
+
+    Raises `ProxyError` only while nothing was sent; `ConnectionError` or cancellation when the client has left.
+    """
+    if answer.kind is AnswerKind.EVENTS:
+        return await _EventRelay(exchange, answer).run(keepalive_s)
+    if answer.kind is AnswerKind.ERROR:
+        return await _relay_error(exchange, answer, upstream)
+    await _start(exchange, answer, _announced(answer))
+    return await _relay_opaque(exchange, answer)
+
+
+def sluice_headers(exchange: Exchange) -> RawHeaders:
+    """The header by which an operator finds the exchange in logs."""
+    return [(b"x-sluice-id", exchange.id.encode("ascii"))]
+
+
+def _announced(answer: Answer) -> int | None:
+    length = header(answer.stream.head.headers, b"content-length")
+    return None if length is None else int(length)
+
+
+async def _start(exchange: Exchange, answer: Answer, content_length: int | None) -> None:
+    """Pass the commit point: the head goes out."""
+    headers = to_downstream(answer.stream.head.headers)
+    if header(headers, b"x-request-id") is None:
+        headers.append((b"x-request-id", exchange.id.encode("ascii")))
+    headers += sluice_headers(exchange)
+    if answer.kind is AnswerKind.EVENTS:
+        headers.append((b"X-Accel-Buffering", b"no"))  # nginx buffers proxied answers otherwise
+        if header(headers, b"content-type") is None:
+            headers.append((b"Content-Type", b"text/event-stream"))
+        if header(headers, b"cache-control") is None:
+            headers.append((b"Cache-Control", b"no-cache"))
+    await exchange.downstream.start(answer.stream.head.status, headers, content_length)
+
+
+async def _relay_opaque(exchange: Exchange, answer: Answer) -> Observation:
+    downstream = exchange.downstream
+    try:
+        if answer.first:
+            await downstream.write(answer.first)
+        while data := await answer.watchdog.read():
+            await downstream.write(data)
+    except errors.ProxyError as error:
+        downstream.cut()
+        return Observation(failure=error)
+    await downstream.finish()
+    return Observation()
+
+
+async def _relay_error(exchange: Exchange, answer: Answer, upstream: Upstream) -> Observation:
+    """An error answer passes with its status and body, but never with the operator's credential in it."""
+    held = bytearray()
+    while data := await answer.watchdog.read():
+        held += data
+        if len(held) > MAX_ERROR_BODY_BYTES:
+            raise errors.ProxyError(
+                errors.UPSTREAM_PROTOCOL_ERROR,
+                f"The upstream answered {answer.stream.head.status} with a body over {MAX_ERROR_BODY_BYTES} bytes.",
+            )
+    body = bytes(held)
+    for secret in upstream.api_keys:
+        body = body.replace(secret, b"***")
+    is_head = exchange.method == "HEAD"
+    await _start(exchange, answer, _announced(answer) if is_head else len(body))
+    if body and not is_head:
+        await exchange.downstream.write(body)
+    await exchange.downstream.finish()
+    return Observation()
+
+
+class _EventRelay:
+    """The relay of a stream of events."""
+
+    def __init__(self, exchange: Exchange, answer: Answer) -> None:
+        self._exchange = exchange
+        self._answer = answer
+        self._watchdog = answer.watchdog
+        self._downstream = exchange.downstream
+        self._scanner = EventScanner()
+        self._ending = EndingWatch(exchange.endpoint.shape)
+
+    async def run(self, keepalive_s: float | None) -> Observation:
+        await _start(self._exchange, self._answer, None)
+        if keepalive_s is not None:
+            self._watchdog.keep_alive(keepalive_s, self._send_comment)
+        failure = None
+        try:
+            await self._relay_events()
+        except errors.ProxyError as error:
+            failure = None if self._is_whole() else error
+        if failure is None:
+            await self._downstream.finish()
+        elif self._scanner.at_boundary:
+            await self._downstream.write(self._error_event(failure))
+            await self._downstream.finish()
+        else:
+            self._downstream.cut()  # half of an oversize event is out: nothing readable can follow it
+        return Observation(self._scanner.events, failure)
+
+    async def _relay_events(self) -> None:
+        feed, write, read = self._scanner.feed, self._downstream.write, self._watchdog.read
+        saw = self._ending.saw
+        data = self._answer.first or await read()
+        while data:
+            block = feed(data)
+            if block:
+                saw(block)
+                if self._ending.error_field_seen:
+                    await self._stop_at_error_field(block)
+                await write(block)
+                if self._scanner.done:
+                    self._watchdog.hurry(_AFTER_DONE_S)
+            data = await read()
+        rest = self._scanner.finish()
+        if rest:
+            await write(rest)  # clients drop an event without its blank line: it says nothing to the ending
+        if self._ending.truncated(done=self._scanner.done):
+            raise errors.ProxyError(errors.UPSTREAM_PROTOCOL_ERROR, _TRUNCATED)
+
+    async def _stop_at_error_field(self, block: bytes) -> None:
+        """Send what came before the field; the error event that follows takes the place of the rest."""
+        field = _ERROR_LINE.search(block)
+        if field is not None and field.start():
+            await self._downstream.write(block[: field.start() + 1])
+        raise errors.ProxyError(errors.UPSTREAM_PROTOCOL_ERROR, _ERROR_FIELD)
+
+    def _is_whole(self) -> bool:
+        """The client has a complete answer, so that how the upstream's body ends no longer matters."""
+        if self._exchange.endpoint.shape is StreamShape.RESPONSES:
+            return self._ending.finish_seen
+        return self._scanner.done
+
+    def _send_comment(self) -> None:
+        """Keep idle proxies on the way from cutting a silent stream (protocol.md section 4)."""
+        scanner = self._scanner
+        if scanner.at_boundary and not scanner.id_seen and not scanner.done and not self._downstream.is_waiting:
+            self._downstream.write_now(KEEPALIVE_COMMENT)
+
+    def _error_event(self, error: errors.ProxyError) -> bytes:
+        if self._exchange.endpoint.shape is StreamShape.RESPONSES:
+            last = self._ending.last_sequence_number
+            return errors.responses_error_event(error, 0 if last is None else last + 1)
+        return errors.chat_error_event(error)

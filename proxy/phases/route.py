@@ -1,0 +1,187 @@
+"""Which upstream serves it, and what exactly is sent there."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+from urllib.parse import parse_qsl, quote, urlencode
+
+from proxy.core import errors, headers
+from proxy.core.body import replace_model
+from proxy.phases.admit import model_not_found
+from proxy.phases.authenticate import digest_of, presented_secrets
+from proxy.phases.exchange import Treatment
+from proxy.upstream.attempt import UpstreamRequest
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping, Sequence
+
+    from proxy.core.headers import RawHeaders
+    from proxy.core.patterns import PatternTable
+    from proxy.phases.admit import Admission
+    from proxy.phases.exchange import Exchange
+    from proxy.upstream.pool import UpstreamPool
+
+_BODILESS: Final = frozenset({"GET", "HEAD", "DELETE", "OPTIONS"})
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """How long an upstream may take, in seconds; None means for ever."""
+
+    first_byte_s: float | None
+    idle_s: float | None
+    total_s: float | None
+
+
+class Upstream:
+    """A configured model server: where it is, how it is asked, and its connections.
+
+    `auth` is one of bearer, api-key, none, passthrough. Several `api_keys` are used in turn.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        pool: UpstreamPool,
+        host_header: bytes,
+        base_path: str,
+        auth: str,
+        api_keys: Sequence[bytes],
+        extra_headers: RawHeaders,
+        query: Mapping[str, str],
+        timeouts: Timeouts,
+    ) -> None:
+        self.name = name
+        self.pool = pool
+        self.base_path = base_path
+        self.auth = auth
+        self.api_keys = tuple(api_keys)
+        self.query = dict(query)
+        self.timeouts = timeouts
+        self._turn = itertools.cycle(self.api_keys)
+        self._host = (b"Host", host_header)
+        self._extra = list(extra_headers)
+        self._overridden = {name.lower() for name, _ in extra_headers}
+
+    def credential(self) -> RawHeaders:
+        """The header that authenticates the next request; none where the upstream wants none."""
+        if self.auth == "bearer" and self.api_keys:
+            return [(b"Authorization", b"Bearer " + next(self._turn))]
+        if self.auth == "api-key" and self.api_keys:
+            return [(b"api-key", next(self._turn))]
+        return []
+
+    def request_headers(self, received: RawHeaders, via: bytes) -> RawHeaders:
+        """What goes upstream: what crosses, then ours; configured headers replace any of the same name."""
+        crossing = headers.to_upstream(received, forward_credentials=self.auth == "passthrough")
+        ours = [(b"Accept-Encoding", b"identity"), (b"Via", via), *self.credential()]
+        if self._overridden:
+            crossing = [pair for pair in crossing if pair[0].lower() not in self._overridden]
+            ours = [pair for pair in ours if pair[0].lower() not in self._overridden]
+        return [self._host, *crossing, *ours, *self._extra]
+
+    def target(self, path: str, query: str) -> bytes:
+        """The request target: the path under the base URL, with the configured query members taking precedence."""
+        if self.query:
+            kept = [(name, value) for name, value in parse_qsl(query, keep_blank_values=True) if name not in self.query]
+            query = urlencode([*kept, *self.query.items()])
+        target = self.base_path + path + ("?" + query if query else "")
+        return quote(target, safe="%/:=&?~#+!$,;'@()*[]-._|").encode("ascii")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRoute:
+    """What a pattern of `models` leads to. `rename` is the upstream's own name for the model."""
+
+    upstream: Upstream
+    rename: str | None = None
+
+
+class Router:
+    """Which upstream serves a model name: the most specific pattern wins; without patterns, the first upstream."""
+
+    def __init__(self, default: Upstream, patterns: PatternTable, routes: Mapping[str, ModelRoute]) -> None:
+        self.default = default
+        self.patterns = patterns
+        self.routes = dict(routes)
+
+    def find(self, model: str) -> tuple[str, ModelRoute] | None:
+        """The pattern that `model` matches and its route; None for an unknown model."""
+        if not self.routes:
+            return "*", ModelRoute(self.default)
+        pattern = self.patterns.match(model)
+        return None if pattern is None else (pattern, self.routes[pattern])
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """Where the exchange goes. `label` is the configured pattern: the `model` of metrics."""
+
+    upstream: Upstream
+    label: str
+    request: UpstreamRequest
+
+
+def route(exchange: Exchange, admission: Admission, router: Router, via: bytes) -> Route:
+    """Choose the upstream and write the request for it. Raises `ProxyError` 404 for an unknown model."""
+    label, chosen = "", ModelRoute(router.default)
+    if admission.model is not None:
+        found = router.find(admission.model)
+        if found is None:
+            raise model_not_found(exchange.endpoint.name, admission.model)
+        label, chosen = found
+    upstream = chosen.upstream
+    body, length = _body(exchange, admission, chosen.rename)
+    received = _received(exchange, admission, upstream)
+    metered = exchange.endpoint.treatment is Treatment.METERED
+    path = "/" + exchange.endpoint.name if metered else exchange.path
+    request = UpstreamRequest(
+        exchange.method.encode("ascii"),
+        upstream.target(path, exchange.query),
+        upstream.request_headers(received, via),
+        body,
+        length,
+    )
+    return Route(upstream, label, request)
+
+
+def _received(exchange: Exchange, admission: Admission, upstream: Upstream) -> RawHeaders:
+    """The client's headers, less what must not reach this upstream."""
+    received = exchange.headers
+    if admission.inflated:
+        received = [pair for pair in received if pair[0].lower() != b"content-encoding"]
+    secrets = presented_secrets(received)
+    if upstream.auth == "passthrough" and len(secrets) > 1:
+        # two credentials: one of them is for Sluice alone, the other for the upstream
+        bearer_is_ours = digest_of(secrets[0]) == admission.principal.digest
+        ours = b"authorization" if bearer_is_ours else b"api-key"
+        received = [pair for pair in received if pair[0].lower() != ours]
+    return received
+
+
+def _body(exchange: Exchange, admission: Admission, rename: str | None) -> tuple[bytes | AsyncIterator[bytes], int | None]:
+    """The body to send, and its length where it streams and the length is known."""
+    body = admission.body
+    if rename is not None and admission.model is not None and rename != admission.model:
+        if admission.model_span is not None:
+            start, end = admission.model_span
+            body = body[:start] + rename.encode() + body[end:]
+        else:
+            body = replace_model(body, rename)
+    if admission.rest is None:
+        return body, None
+    if exchange.body.is_empty and not body and exchange.method in _BODILESS:
+        return b"", None
+    announced = exchange.body.content_length
+    length = None if announced is None else announced + len(body) - len(admission.body)
+    return _followed_by(body, admission.rest), length
+
+
+async def _followed_by(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    if first:
+        yield first
+    async for piece in rest:
+        yield piece

@@ -1,0 +1,142 @@
+"""The one timer of a stream: upstream silent, client accepting nothing, the whole taking too long, a comment due.
+
+A timer per read would cost more than the read (libraries.md section 2), so this one is armed lazily: the relay only
+notes since when it waits, and the timer, when it fires, works out what is due and when to look again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Final
+
+from proxy.core import errors
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from proxy.phases.exchange import Downstream
+    from proxy.upstream.attempt import UpstreamStream
+
+# looks at the client's progress this often within `write_stall`: a cut comes at most a quarter late
+_STALL_LOOKS: Final = 4
+
+
+class Watchdog:
+    """Watches one stream from the head of the answer to the last byte downstream.
+
+    All limits in seconds, None for none; `deadline_s` and every time on the loop's clock.
+    """
+
+    def __init__(
+        self,
+        stream: UpstreamStream,
+        downstream: Downstream,
+        *,
+        idle_s: float | None,
+        deadline_s: float | None,
+        write_stall_s: float | None,
+    ) -> None:
+        self.fired: str | None = None  # idle, total or write_stall: who ended the stream
+        self._loop = asyncio.get_running_loop()
+        self._stream = stream
+        self._downstream = downstream
+        self._idle_s = idle_s
+        self._deadline_s = deadline_s
+        self._write_stall_s = write_stall_s
+        self._waiting_since_s: float | None = None
+        self._keepalive_s: float | None = None
+        self._keepalive: Callable[[], None] | None = None
+        self._kept_alive_s = 0.0
+        self._acknowledged = -1
+        self._progress_s = self._loop.time()
+        self._timer: asyncio.TimerHandle | None = None
+        self._look()
+
+    async def read(self) -> bytes:
+        """The next body bytes, b"" at the clean end; the time spent here is the upstream's silence."""
+        data = self._stream.read_nowait()
+        if data:
+            return data
+        self._waiting_since_s = self._loop.time()
+        try:
+            return await self._stream.read()
+        finally:
+            self._waiting_since_s = None
+
+    def keep_alive(self, interval_s: float, send: Callable[[], None]) -> None:
+        """Call `send` whenever the upstream has been silent for `interval_s`."""
+        self._keepalive_s, self._keepalive = interval_s, send
+        self._rearm()
+
+    def hurry(self, idle_s: float) -> None:
+        """The answer is whole: wait at most `idle_s` more for the upstream to end its body."""
+        if self._idle_s is None or self._idle_s > idle_s:
+            self._idle_s = idle_s
+            self._rearm()
+
+    def stop(self) -> None:
+        """Watch no longer."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _rearm(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._look()
+
+    def _look(self) -> None:
+        """Act on what is due, and arm the timer for what is due next."""
+        now = self._loop.time()
+        checks = (self._check_stall, self._check_total, self._check_idle, self._check_keepalive)
+        due = [at for check in checks if (at := check(now)) is not None]
+        self._timer = self._loop.call_at(min(due), self._look) if due else None
+
+    def _check_total(self, now: float) -> float | None:
+        if self._deadline_s is None or self.fired is not None:
+            return None
+        if now < self._deadline_s:
+            return self._deadline_s
+        self._fail("total", "The answer took longer than the upstream's `total` timeout.")
+        return None
+
+    def _check_idle(self, now: float) -> float | None:
+        if self._idle_s is None or self.fired is not None:
+            return None
+        if self._waiting_since_s is None:
+            return now + self._idle_s  # waiting may begin any moment, and then counts from that moment
+        due = self._waiting_since_s + self._idle_s
+        if now < due:
+            return due
+        self._fail("idle", f"The upstream sent nothing for {self._idle_s:g} s.")
+        return None
+
+    def _fail(self, which: str, message: str) -> None:
+        self.fired = which
+        self._stream.fail(errors.ProxyError(errors.UPSTREAM_TIMEOUT, message))
+
+    def _check_stall(self, now: float) -> float | None:
+        if self._write_stall_s is None or self.fired == "write_stall":
+            return None
+        acknowledged = self._downstream.acknowledged_bytes()
+        if acknowledged is None or acknowledged > self._acknowledged:
+            self._progress_s = now
+        self._acknowledged = -1 if acknowledged is None else acknowledged
+        if now - self._progress_s < self._write_stall_s:
+            return now + self._write_stall_s / _STALL_LOOKS
+        self.fired = "write_stall"
+        self._stream.abort()
+        self._downstream.abort()
+        return None
+
+    def _check_keepalive(self, now: float) -> float | None:
+        if self._keepalive is None or self._keepalive_s is None or self.fired is not None:
+            return None
+        if self._waiting_since_s is None:
+            return now + self._keepalive_s
+        due = max(self._waiting_since_s, self._kept_alive_s) + self._keepalive_s
+        if now < due:
+            return due
+        self._kept_alive_s = now
+        self._keepalive()
+        return now + self._keepalive_s

@@ -1,0 +1,135 @@
+"""aiohttp's server, made ours: every answer is OpenAI's envelope, no request byte reaches a log, connections are capped.
+
+It is aiohttp's low-level server: our own route table costs less than its router, and leaves no second 404 to replace.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from aiohttp import web
+from aiohttp.web_protocol import RequestHandler
+
+from proxy.core import errors
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Awaitable, Callable
+
+    import structlog
+
+    Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
+
+# idle time of a kept-alive connection, and the time a client has for a request head: nginx's value
+_KEEPALIVE_S: Final = 75.0
+# after an early error an unread body is read on for so long, so that the client gets to read the answer
+_LINGER_S: Final = 5.0
+_HEAD_LINE_BYTES: Final = 16384
+# a body is taken from the socket in pieces of at most twice this, and held no further
+_READ_BYTES: Final = 65536
+
+
+def server(handler: Handler, *, max_connections: int, log: structlog.typing.FilteringBoundLogger) -> Server:
+    """A server for `handler`, with every limit set. Must be called inside the event loop."""
+    return Server(
+        handler,
+        max_connections=max_connections,
+        log=log,
+        handler_cancellation=True,  # a client that leaves cancels the handler, in every phase
+        access_log=None,
+        auto_decompress=False,
+        keepalive_timeout=_KEEPALIVE_S,
+        lingering_time=_LINGER_S,
+        max_line_size=_HEAD_LINE_BYTES,
+        max_field_size=_HEAD_LINE_BYTES,
+        read_bufsize=_READ_BYTES,
+    )
+
+
+class Server(web.Server):
+    """An aiohttp server whose connections are ours."""
+
+    def __init__(
+        self,
+        handler: Handler,
+        *,
+        max_connections: int,
+        log: structlog.typing.FilteringBoundLogger,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(handler, **kwargs)
+        self.max_connections = max_connections
+        self.log = log
+        self._connection_kwargs = kwargs | {"loop": self._loop}
+        self._connection_kwargs.pop("handler_cancellation", None)
+
+    def __call__(self) -> Connection:
+        """One more connection."""
+        return Connection(self, **self._connection_kwargs)
+
+
+class Connection(RequestHandler):
+    """A client's connection."""
+
+    __slots__ = ("_server",)
+
+    def __init__(self, server: Server, **kwargs: Any) -> None:
+        super().__init__(server, **kwargs)
+        self._server = server
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Take the connection, or refuse it with an answer when there are too many."""
+        if len(self._server.connections) < self._server.max_connections:
+            super().connection_made(transport)
+            return
+        self._force_close = True
+        error = errors.ProxyError(errors.TOO_MANY_CONNECTIONS, "Too many connections.", retry_after_s=1.0)
+        body = errors.envelope(error)
+        transport.write(  # type: ignore[attr-defined]  # asyncio types a stream transport as BaseTransport here
+            b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nConnection: close\r\n"
+            b"retry-after: 1\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
+        )
+        transport.close()
+        self._server.log.warning("connection refused", limit=self._server.max_connections)
+
+    def data_received(self, data: bytes) -> None:
+        """Parse what came; a body that breaks its framing ends the exchange that reads it, at once.
+
+        aiohttp queues such an error as the next request, while the reader of the body waits for ever.
+        """
+        super().data_received(data)
+        request = self._current_request
+        if request is not None and self._messages and not request.content.is_eof():
+            broken = self._messages[-1][0]
+            if not hasattr(broken, "method"):
+                request.content.set_exception(web.RequestPayloadError("broken framing"))
+
+    def log_exception(self, *args: Any, **kw: Any) -> None:
+        """Log what happened without the request's bytes, which aiohttp's messages quote."""
+        fault = kw.get("exc_info")
+        self._server.log.warning("connection fault", fault=type(fault).__name__)
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,  # noqa: ARG002 - aiohttp's signature; its text quotes the request
+    ) -> web.StreamResponse:
+        """The answer to what aiohttp itself refuses: broken heads, or a fault in the handler."""
+        if isinstance(exc, ConnectionError):
+            raise exc  # the exchange was cut on purpose; nothing may follow
+        if request.writer.output_size > 0:
+            raise ConnectionResetError("the head of an answer is out already")
+        if status < 500:
+            error = errors.ProxyError(errors.BAD_REQUEST, "The request is not well-formed HTTP/1.1.")
+        else:
+            error = errors.ProxyError(errors.INTERNAL, "Sluice failed on this request.")
+        log = self._server.log.info if status < 500 else self._server.log.error
+        log("malformed request" if status < 500 else "handler fault", client=request.remote, fault=type(exc).__name__)
+        response = web.Response(
+            status=error.kind.status, body=errors.envelope(error), content_type="application/json"
+        )
+        response.headers["Server"] = "sluice"
+        response.force_close()
+        return response

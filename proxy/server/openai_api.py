@@ -1,0 +1,89 @@
+"""`/v1/*`: from aiohttp's request to an exchange, and back."""
+
+from __future__ import annotations
+
+import secrets
+from typing import TYPE_CHECKING
+
+from aiohttp import web
+
+from proxy.core import errors
+from proxy.phases.exchange import Exchange
+from proxy.server.downstream import Downstream, RequestBody
+from proxy.server.routes import UNROUTED, resolve
+
+if TYPE_CHECKING:
+    from proxy.phases.exchange import Endpoint
+    from proxy.phases.pipeline import Pipeline
+    from proxy.server.cors import Cors
+
+
+class OpenAIApi:
+    """The handler of the API's listener."""
+
+    def __init__(self, pipeline: Pipeline, cors: Cors, request_read_timeout_s: float, via_name: bytes) -> None:
+        self.is_draining = False
+        self._pipeline = pipeline
+        self._cors = cors
+        self._read_timeout_s = request_read_timeout_s
+        self._via_name = via_name
+
+    async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Serve one request. Raises `ConnectionError` when the connection was cut, so that aiohttp adds nothing."""
+        origin = request.headers.get("Origin")
+        if request.method == "OPTIONS":
+            return self._preflight(request, origin)
+        downstream = Downstream(request, self._cors.headers(origin), close=self.is_draining)
+        exchange, refusal = self._exchange(request, downstream)
+        await self._pipeline.run(exchange, refusal)
+        if downstream.is_cut or downstream.response is None:
+            raise ConnectionResetError("cut")
+        return downstream.response
+
+    def _exchange(
+        self, request: web.BaseRequest, downstream: Downstream
+    ) -> tuple[Exchange, errors.ProxyError | None]:
+        raw_path, _, query = request.raw_path.partition("?")
+        if not raw_path.startswith("/"):  # absolute form (RFC 9112 section 3.2.2)
+            raw_path, query = request.rel_url.raw_path, request.rel_url.raw_query_string
+        refusal: errors.ProxyError | None = None
+        endpoint: Endpoint = UNROUTED
+        path = "/"
+        try:
+            endpoint, path = resolve(request.method, raw_path)
+            self._refuse(request)
+        except errors.ProxyError as error:
+            refusal = error
+        exchange = Exchange(
+            id=f"sl_{secrets.token_hex(12)}",
+            endpoint=endpoint,
+            method=request.method,
+            path=path,
+            query=query,
+            headers=list(request.raw_headers),
+            client=request.remote or "",
+            body=RequestBody(request, self._read_timeout_s),
+            downstream=downstream,
+        )
+        return exchange, refusal
+
+    def _refuse(self, request: web.BaseRequest) -> None:
+        """What no endpoint takes."""
+        expect = request.headers.get("Expect")
+        if expect is not None and expect.strip().lower() != "100-continue":
+            raise errors.ProxyError(errors.EXPECTATION_FAILED, "Only `Expect: 100-continue` is understood.")
+        if request._message.upgrade:  # noqa: SLF001 - the parser's verdict has no public name; a WebSocket may smuggle
+            raise errors.ProxyError(errors.BAD_REQUEST, "This server does not upgrade connections.")
+        via = request.headers.get("Via")
+        if via is not None and self._via_name.decode() in via:
+            raise errors.ProxyError(
+                errors.UPSTREAM_PROTOCOL_ERROR, "The request came back to this proxy: an upstream points at it."
+            )
+
+    def _preflight(self, request: web.BaseRequest, origin: str | None) -> web.StreamResponse:
+        headers = self._cors.preflight(
+            origin,
+            request.headers.get("Access-Control-Request-Headers"),
+            private_network="Access-Control-Request-Private-Network" in request.headers,
+        )
+        return web.Response(status=204, headers={**headers, "Server": "sluice"})

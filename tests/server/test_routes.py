@@ -1,0 +1,100 @@
+"""The route table: every URL has its row, with and without /v1, and no spelling slips past metering."""
+
+import pytest
+
+from proxy.core import errors
+from proxy.phases.exchange import Treatment
+from proxy.server.routes import resolve
+
+PREFIXES = ["", "/v1", "/openai/v1", "/openai/deployments/gpt-4o", "/openai"]
+
+
+@pytest.mark.parametrize("prefix", PREFIXES)
+@pytest.mark.parametrize(
+    ("method", "path", "name", "treatment"),
+    [
+        ("POST", "/chat/completions", "chat/completions", Treatment.METERED),
+        ("POST", "/completions", "completions", Treatment.METERED),
+        ("POST", "/embeddings", "embeddings", Treatment.METERED),
+        ("POST", "/responses", "responses", Treatment.METERED),
+        ("POST", "/moderations", "moderations", Treatment.INFERENCE),
+        ("POST", "/audio/speech", "audio/speech", Treatment.INFERENCE),
+        ("POST", "/audio/transcriptions", "audio/transcriptions", Treatment.INFERENCE),
+        ("POST", "/images/edits", "images/edits", Treatment.INFERENCE),
+        ("POST", "/images/something-new", "images/*", Treatment.INFERENCE),
+        ("GET", "/models", "models", Treatment.MODELS),
+        ("HEAD", "/models", "models", Treatment.MODELS),
+        ("GET", "/models/org/model%2Fname", "models", Treatment.MODELS),
+        ("DELETE", "/models/ft:mine", "stateful", Treatment.STATEFUL),
+        ("GET", "/files", "stateful", Treatment.STATEFUL),
+        ("POST", "/batches", "stateful", Treatment.STATEFUL),
+        ("GET", "/chat/completions", "stateful", Treatment.STATEFUL),
+        ("POST", "/chat/completions/chatcmpl-1", "stateful", Treatment.STATEFUL),
+        ("GET", "/responses/resp_1", "responses/*", Treatment.STATEFUL),
+        ("DELETE", "/responses/resp_1", "responses/*", Treatment.STATEFUL),
+        ("POST", "/threads/t/runs", "stateful", Treatment.STATEFUL),
+    ],
+)
+def test_every_route_exists_with_and_without_prefix(
+    prefix: str, method: str, path: str, name: str, treatment: Treatment
+) -> None:
+    endpoint, below = resolve(method, prefix + path)
+    assert (endpoint.name, endpoint.treatment) == (name, treatment)
+    assert below == path
+
+
+def test_a_trailing_slash_means_the_same_endpoint() -> None:
+    assert resolve("POST", "/v1/chat/completions/")[0].name == "chat/completions"
+
+
+@pytest.mark.parametrize("spelling", ["/v1/chat%2Fcompletions", "/v1/chat/%63ompletions", "/v1/CHAT/completions"])
+def test_no_spelling_of_a_metered_path_passes_as_another(spelling: str) -> None:
+    try:
+        endpoint, _ = resolve("POST", spelling)
+    except errors.ProxyError as error:
+        assert error.kind in (errors.BAD_REQUEST, errors.UNKNOWN_URL)
+    else:
+        assert endpoint.treatment is Treatment.METERED
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v1/../admin/keys",
+        "/v1/files/..",
+        "/v1/files/%2e%2e/secrets",
+        "/v1//chat/completions",
+        "/v1/files\\..\\x",
+        "/v1/files/%00",
+        "/v1/files/a%5cb",
+        "/v1/files/%252e%252e",
+        "/v1/models/../files",
+        "/v1/models/%2e%2e/files",
+    ],
+)
+def test_ambiguous_paths_are_refused(path: str) -> None:
+    with pytest.raises(errors.ProxyError) as caught:
+        resolve("GET", path)
+    assert caught.value.kind is errors.BAD_REQUEST
+
+
+@pytest.mark.parametrize("path", ["/", "/v1", "/v1/", ""])
+def test_the_root_is_no_endpoint(path: str) -> None:
+    with pytest.raises(errors.ProxyError) as caught:
+        resolve("GET", path)
+    assert caught.value.kind is errors.UNKNOWN_URL
+
+
+@pytest.mark.parametrize("method", ["TRACE", "CONNECT", "PROPFIND", "BREW"])
+def test_unknown_methods_are_refused(method: str) -> None:
+    with pytest.raises(errors.ProxyError) as caught:
+        resolve(method, "/v1/chat/completions")
+    assert caught.value.kind is errors.METHOD_NOT_SUPPORTED
+
+
+@pytest.mark.parametrize(("method", "path"), [("PUT", "/v1/chat/completions"), ("GET", "/v1/embeddings")])
+def test_a_known_path_names_the_method_it_takes(method: str, path: str) -> None:
+    with pytest.raises(errors.ProxyError) as caught:
+        resolve(method, path)
+    assert caught.value.kind is errors.METHOD_NOT_SUPPORTED
+    assert "POST" in caught.value.message
