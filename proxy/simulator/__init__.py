@@ -1,0 +1,1 @@
+"""The simulator: an OpenAI-compatible upstream with no model, for demonstrations, development and tests."""
