@@ -177,7 +177,7 @@ def _members_by_scan(body: bytes) -> Members:
             raise ProxyError(BAD_REQUEST, f"The request body has more than one member '{name}'.", param=name)
         _, position = _SCANNER.raw_decode(text, to_value.end())
         spans[name] = (to_value.end(), position)
-    if not _CLOSING.match(body, position or opening.end()):
+    if not _CLOSING.match(body, position):
         raise ValueError("not an object")
     return Members(spans, opening.end())
 

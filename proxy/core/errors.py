@@ -22,7 +22,7 @@ class Blame(enum.Enum):
 
 
 class Repeat(enum.Enum):
-    """May the attempt that failed be repeated, as long as nothing went downstream?"""
+    """Whether the attempt that failed may be repeated, as long as nothing went downstream."""
 
     NEVER = "never"
     NOTHING_SENT = "nothing_sent"  # the upstream never saw the request: always safe

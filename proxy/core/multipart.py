@@ -40,8 +40,7 @@ class ModelFinder:
     def __init__(self, content_type: bytes) -> None:
         self.model: str | None = None
         self.span: tuple[int, int] | None = None
-        self._chunk = b""  # what is being fed
-        self._chunk_at = 0  # where in the body it begins
+        self._fed_bytes = 0  # before what is being fed
         self._header_name = b""
         self._header_value = b""
         self._disposition: bytes | None = None
@@ -70,14 +69,12 @@ class ModelFinder:
         Raises ProxyError BAD_REQUEST if the form is malformed, or its `model` is given twice, too long or ambiguous;
         nothing may be fed after that. A second `model` is only noticed if the body is fed to its end.
         """
-        self._chunk = data
         try:
             self._parser.write(data)
         except FormParserError:
             # the parser's message quotes bytes of the body
             raise ProxyError(BAD_REQUEST, "We could not parse the multipart body of your request.") from None
-        self._chunk_at += len(data)
-        self._chunk = b""
+        self._fed_bytes += len(data)
 
     def _on_part_begin(self) -> None:
         self._disposition = None
@@ -109,10 +106,10 @@ class ModelFinder:
     def _on_part_data(self, data: bytes, start: int, end: int) -> None:
         if self._value is None:
             return
-        # What looked like a boundary and was none comes from the parser's own copy of it, not from what was fed. It
-        # begins with CR, so the value is refused at its end, and where it is does not matter.
-        if not self._value and data is self._chunk:
-            self._value_at = self._chunk_at + start
+        if not self._value:
+            # Only wrong where a value begins like the boundary: that comes from the parser's own copy of it, not from
+            # what was fed. It begins with CR, for which the value is refused at its end.
+            self._value_at = self._fed_bytes + start
         self._value += data[start:end]
         if len(self._value) > MAX_MODEL_BYTES:
             message = f"The field 'model' is longer than {MAX_MODEL_BYTES} bytes."

@@ -60,9 +60,7 @@ async def forward(
     timeouts = route.upstream.timeouts
     deadline_s = None if timeouts.total_s is None else asyncio.get_running_loop().time() + timeouts.total_s
     limits = [limit for limit in (timeouts.first_byte_s, timeouts.total_s) if limit is not None]
-    stream = await attempt(
-        route.upstream.pool, route.request, first_byte_s=min(limits, default=None), tasks=tasks
-    )
+    stream = await attempt(route.upstream.pool, route.request, first_byte_s=min(limits, default=None), tasks=tasks)
     watchdog = Watchdog(
         stream, exchange.downstream, idle_s=timeouts.idle_s, deadline_s=deadline_s, write_stall_s=write_stall_s
     )

@@ -151,7 +151,9 @@ class Pipeline:
     async def _phases(self, exchange: Exchange, live: _Live, findings: Findings) -> None:
         principal = findings.principal = authenticate(exchange.headers, self._keyring, self._clock())
         if exchange.endpoint.treatment is Treatment.MODELS:
-            return await self._answer_models(exchange, principal)
+            await self._answer_models(exchange, principal)
+            findings.answered = 200
+            return
         self._enter(exchange, Phase.ADMIT)
         admission = findings.admission = await admit(exchange, principal, self._limits.max_request_bytes)
         self._enter(exchange, Phase.ROUTE)
@@ -169,11 +171,8 @@ class Pipeline:
         self._metrics.attempted(chosen.upstream.name, f"{answer.stream.head.status // 100}xx")
         self._enter(exchange, Phase.RELAY)
         await self._relay(exchange, answer, chosen, live, findings)
-        return None
 
-    async def _relay(
-        self, exchange: Exchange, answer: Answer, chosen: Route, live: _Live, findings: Findings
-    ) -> None:
+    async def _relay(self, exchange: Exchange, answer: Answer, chosen: Route, live: _Live, findings: Findings) -> None:
         try:
             observation = await relay(exchange, answer, chosen.upstream, self._limits.keepalive_s)
             findings.observation = observation

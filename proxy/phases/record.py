@@ -30,6 +30,7 @@ class Findings:
     answer: Answer | None = None
     observation: Observation | None = None
     error: errors.ProxyError | None = None
+    answered: int | None = None  # the status of an answer that is Sluice's own and no error
     ended_in: Phase | None = None
     aborted_by: str | None = None  # client, idle, write_stall, total, drain
     fault: str | None = None  # the class of an exception that should not have been
@@ -39,6 +40,8 @@ def status_of(findings: Findings) -> int:
     """The status the client got; 499 for one that left (as nginx logs it), though it may have seen a 200."""
     if findings.error is not None:
         return findings.error.kind.status
+    if findings.answered is not None:
+        return findings.answered
     return findings.answer.stream.head.status if findings.answer is not None else 500
 
 
@@ -51,7 +54,9 @@ def outcome_of(findings: Findings) -> str:
     return "ok" if status_of(findings) < 400 else "upstream_error"
 
 
-def record(exchange: Exchange, findings: Findings, metrics: Metrics, log: structlog.typing.FilteringBoundLogger) -> None:
+def record(
+    exchange: Exchange, findings: Findings, metrics: Metrics, log: structlog.typing.FilteringBoundLogger
+) -> None:
     """Count the exchange and write its line."""
     duration_s = time.perf_counter() - exchange.timeline.arrived_s
     _count(exchange, findings, metrics, duration_s)
@@ -81,14 +86,12 @@ def _since_arrival(exchange: Exchange, at_s: float | None) -> float | None:
     return None if at_s is None else at_s - exchange.timeline.arrived_s
 
 
-def _log(
-    exchange: Exchange, findings: Findings, log: structlog.typing.FilteringBoundLogger, duration_s: float
-) -> None:
+def _log(exchange: Exchange, findings: Findings, log: structlog.typing.FilteringBoundLogger, duration_s: float) -> None:
     """The canonical line: what is known of the exchange, and never a key, a prompt or an answer."""
     timeline = exchange.timeline
     fields: dict[str, object] = {
         "id": exchange.id,
-        "key": findings.principal.key_id if findings.principal else None,
+        "key_id": findings.principal.key_id if findings.principal else None,
         "endpoint": exchange.endpoint.name,
         "method": exchange.method,
         "client": exchange.client,

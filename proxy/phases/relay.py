@@ -158,7 +158,8 @@ class _EventRelay:
         rest = self._scanner.finish()
         if rest:
             await write(rest)  # clients drop an event without its blank line: it says nothing to the ending
-        if self._ending.truncated(done=self._scanner.done):
+        half_an_event = not rest and not self._scanner.at_boundary and not self._scanner.done
+        if half_an_event or self._ending.truncated(done=self._scanner.done):
             raise errors.ProxyError(errors.UPSTREAM_PROTOCOL_ERROR, _TRUNCATED)
 
     async def _stop_at_error_field(self, block: bytes) -> None:

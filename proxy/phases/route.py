@@ -162,7 +162,9 @@ def _received(exchange: Exchange, admission: Admission, upstream: Upstream) -> R
     return received
 
 
-def _body(exchange: Exchange, admission: Admission, rename: str | None) -> tuple[bytes | AsyncIterator[bytes], int | None]:
+def _body(
+    exchange: Exchange, admission: Admission, rename: str | None
+) -> tuple[bytes | AsyncIterator[bytes], int | None]:
     """The body to send, and its length where it streams and the length is known."""
     body = admission.body
     if rename is not None and admission.model is not None and rename != admission.model:

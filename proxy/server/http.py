@@ -127,9 +127,7 @@ class Connection(RequestHandler):
             error = errors.ProxyError(errors.INTERNAL, "Sluice failed on this request.")
         log = self._server.log.info if status < 500 else self._server.log.error
         log("malformed request" if status < 500 else "handler fault", client=request.remote, fault=type(exc).__name__)
-        response = web.Response(
-            status=error.kind.status, body=errors.envelope(error), content_type="application/json"
-        )
+        response = web.Response(status=error.kind.status, body=errors.envelope(error), content_type="application/json")
         response.headers["Server"] = "sluice"
         response.force_close()
         return response

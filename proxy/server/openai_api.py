@@ -40,9 +40,7 @@ class OpenAIApi:
             raise ConnectionResetError("cut")
         return downstream.response
 
-    def _exchange(
-        self, request: web.BaseRequest, downstream: Downstream
-    ) -> tuple[Exchange, errors.ProxyError | None]:
+    def _exchange(self, request: web.BaseRequest, downstream: Downstream) -> tuple[Exchange, errors.ProxyError | None]:
         raw_path, _, query = request.raw_path.partition("?")
         if not raw_path.startswith("/"):  # absolute form (RFC 9112 section 3.2.2)
             raw_path, query = request.rel_url.raw_path, request.rel_url.raw_query_string

@@ -41,7 +41,9 @@ UNROUTED: Final = Endpoint("unrouted", Treatment.STATEFUL, StreamShape.OTHER)
 # with and without /v1; and where Azure's SDKs put the same API, the model standing in the body as well
 _PREFIX: Final = re.compile(r"(?:/openai)?(?:/v1)?(?:/deployments/[^/]+)?(?=/|$)")
 # spellings by which a path could mean one thing here and another upstream
-_AMBIGUOUS: Final = re.compile(r"//|\\|/\.{1,2}(?:/|$)|%(?:2e|2f|5c|25|[01][0-9a-f]|7f)|[\x00-\x20\x7f-\xff]", re.IGNORECASE)
+_AMBIGUOUS: Final = re.compile(
+    r"//|\\|/\.{1,2}(?:/|$)|%(?:2e|2f|5c|25|[01][0-9a-f]|7f)|[\x00-\x20\x7f-\xff]", re.IGNORECASE
+)
 _AMBIGUOUS_NAME: Final = re.compile(r"(?:^|/)\.{1,2}(?:/|$)|[\x00-\x1f\x7f]")
 
 

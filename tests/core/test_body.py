@@ -216,6 +216,16 @@ def test_a_model_that_is_not_there_cannot_be_replaced() -> None:
     assert caught.value.kind is MISSING_PARAMETER
 
 
+def test_a_walk_that_lands_on_its_feet_is_not_believed() -> None:
+    """Of a repeated name msgspec has the last value; by its length the walk from the first one ends well, and wrong."""
+    body = b'{"a":0,"model":"xx","a":{"q":0,"zzzzzzzzzzz":"m"}}'
+    found = members(body)
+    assert {name: body[slice(*span)] for name, span in found.spans.items()} == {
+        "a": b'{"q":0,"zzzzzzzzzzz":"m"}',
+        "model": b'"xx"',
+    }
+
+
 def test_an_empty_object_has_room_for_a_member() -> None:
     assert members(b" { } ").spans == {}
     assert members(b" { } ").insert_at == 3

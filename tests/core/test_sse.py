@@ -180,6 +180,35 @@ def test_what_is_held_is_never_looked_at_again() -> None:
     assert b"".join([scanner.feed(event[i : i + 1]) for i in range(len(event))]) == event
 
 
+def test_the_short_way_for_the_usual_event_leaves_no_trace() -> None:
+    scanner = EventScanner()
+    assert scanner.feed(b"data: x\r\r") + scanner.feed(CHUNK) == b"data: x\r\r" + CHUNK
+    scanner.feed(b"\r")
+    assert not scanner.at_boundary  # it follows the LF of the chunk, not the CR before it
+    fresh = EventScanner()
+    assert fresh.feed(CHUNK) + fresh.feed(BOM + b"data: x\n\n") == CHUNK + BOM + b"data: x\n\n"
+    assert fresh.events == 1  # no longer the start of the stream
+
+
+@pytest.mark.parametrize(
+    ("stream", "events", "id_seen"),
+    [
+        (NAMED, 1, False),
+        (NAMED + NAMED, 2, False),
+        (CHUNK + CHUNK, 2, False),
+        (b'data: {"a":1}\rid: 5\n\n', 1, True),
+        (b'data: {"a":1}\nid: 5\n\n', 1, True),
+        (b'event: e\rid: 5\ndata: {"a":1}\n\n', 1, True),
+        (b'event: e\n\ndata: {"a":1}\n\n', 1, False),
+        (b'data: {"a":1}\n\n: c\n\n', 1, False),
+    ],
+)
+def test_the_short_way_is_not_taken_by_what_only_looks_usual(stream: bytes, events: int, *, id_seen: bool) -> None:
+    scanner = EventScanner()
+    assert scanner.feed(stream) == stream
+    assert (scanner.events, scanner.id_seen) == (events, id_seen)
+
+
 def test_nothing_of_ours_fits_between_the_halves_of_a_crlf() -> None:
     scanner = EventScanner()
     assert scanner.feed(b"data: x\r\n\r") == b"data: x\r\n\r"

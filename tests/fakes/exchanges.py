@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from typing import TYPE_CHECKING
+
+import psutil
 
 from proxy.upstream.attempt import UpstreamRequest, attempt
 
@@ -47,4 +48,4 @@ async def turns_until(condition: Callable[[], bool]) -> None:
 
 
 def descriptors() -> int:
-    return len(os.listdir("/proc/self/fd"))
+    return psutil.Process().num_fds()

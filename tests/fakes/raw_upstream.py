@@ -150,3 +150,24 @@ class RawUpstream:
         if self._tls is not None:
             await peer.handshake()
         return peer
+
+
+class FullListener:
+    """A listener whose queue is full, so that connecting to it gets no answer at all. A context manager."""
+
+    def __init__(self) -> None:
+        self._listener = socket.socket()
+        self._listener.bind(("127.0.0.1", 0))
+        self._listener.listen(0)
+        self.port: int = self._listener.getsockname()[1]
+        self._fillers = [socket.socket() for _ in range(3)]
+        for filler in self._fillers:
+            filler.setblocking(False)
+            filler.connect_ex(("127.0.0.1", self.port))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        for sock in (*self._fillers, self._listener):
+            sock.close()

@@ -16,7 +16,7 @@ from proxy.upstream.pool import UpstreamPool
 from tests.fakes.raw_upstream import RawUpstream
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+    from collections.abc import AsyncIterator, Callable, Mapping
     from pathlib import Path
 
 
@@ -63,14 +63,3 @@ async def pool(upstream: RawUpstream) -> AsyncIterator[UpstreamPool]:
     for connection in list(pool._open):
         connection.abort()
     pool.close()
-
-
-@pytest.fixture
-def no_garbage_collection() -> Iterator[None]:
-    """What is freed in the test is freed by reference counts alone."""
-    import gc  # noqa: PLC0415 - the only user
-
-    gc.collect()
-    gc.disable()
-    yield
-    gc.enable()

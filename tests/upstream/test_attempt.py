@@ -275,7 +275,7 @@ async def test_a_streamed_body_is_sent_in_chunks(
 
 @pytest.mark.parametrize("streamed", [False, True])
 async def test_a_large_body_arrives_whole(
-    pool: UpstreamPool, upstream: RawUpstream, tasks: BackgroundTasks, streamed: bool
+    pool: UpstreamPool, upstream: RawUpstream, tasks: BackgroundTasks, *, streamed: bool
 ) -> None:
     body = bytes(range(256)) * 4 * 4096
     parts = [body[:1_500_000], body[1_500_000:]]

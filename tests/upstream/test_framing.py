@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, field
 
 import pytest
@@ -18,7 +19,7 @@ LENGTH_5 = OK + b"Content-Length: 5\r\n\r\n"
 
 @dataclass
 class Reading:
-    """What a reader made of some bytes: "error", "complete" or "waiting", and what it had by then."""
+    """What a reader made of some bytes: "upstream_protocol_error", "complete" or "waiting", and what it had by then."""
 
     state: str
     body: bytes
@@ -35,8 +36,7 @@ def read(pieces: list[bytes], *, bodiless: bool = False, take: bool = False) -> 
             if take:
                 body += reader.take()
     except ProxyError as error:
-        assert error.kind is UPSTREAM_PROTOCOL_ERROR
-        state = "error"
+        state = error.kind.outcome
     body += reader.take()
     assert reader.received_bytes == len(body)
     if reader.complete:
@@ -46,7 +46,7 @@ def read(pieces: list[bytes], *, bodiless: bool = False, take: bool = False) -> 
 
 def cut(data: bytes, places: list[int]) -> list[bytes]:
     edges = sorted({0, len(data), *(place % (len(data) + 1) for place in places)})
-    return [data[start:end] for start, end in zip(edges, edges[1:], strict=False)]
+    return [data[start:end] for start, end in itertools.pairwise(edges)]
 
 
 def bytewise(data: bytes) -> list[bytes]:
@@ -105,8 +105,8 @@ def responses(draw: st.DrawFn) -> Response:
     return Response(interim + head + wire, status, headers, body, interim)
 
 
-@given(responses(), cuts, st.booleans())
-def test_a_response_reads_the_same_however_it_is_cut(response: Response, places: list[int], take: bool) -> None:
+@given(response=responses(), places=cuts, take=st.booleans())
+def test_a_response_reads_the_same_however_it_is_cut(response: Response, places: list[int], *, take: bool) -> None:
     whole = read([response.wire])
     assert (whole.state, whole.body, whole.excess) == ("complete", response.body, False)
     head = whole.head
@@ -251,31 +251,23 @@ MALFORMED_HEADS = [
 
 @pytest.mark.parametrize("head", MALFORMED_HEADS)
 def test_a_malformed_head_is_an_error_at_once(head: bytes) -> None:
-    assert read([head]).state == "error"
-    assert read(bytewise(head)).state == "error"
+    assert read([head]).state == "upstream_protocol_error"
+    assert read(bytewise(head)).state == "upstream_protocol_error"
 
 
 @pytest.mark.parametrize(
     "chunks",
     [
-        b"x\r\n",
-        b"-5\r\n",
-        b"+5\r\n",
-        b"0x5\r\n",
-        b" 5\r\n",
-        b"5 \r\n",
-        b"5\n",
-        b"\r\n5\r\n",
-        b"5\r\nhelloX",
-        b"5\r\nhello\n",
-    ]
-    + [b"10000000000000000\r\n", b"g\r\n", b"0\r\nA b\r\n\r\n", b"0\r\n folded: x\r\n\r\n", b"0\r\nA: b\nC: d\r\n\r\n"],
+        *(b"x\r\n", b"-5\r\n", b"+5\r\n", b"0x5\r\n", b" 5\r\n", b"5 \r\n", b"5\n", b"\r\n5\r\n", b"g\r\n"),
+        *(b"5\r\nhelloX", b"5\r\nhello\n", b"10000000000000000\r\n"),
+        *(b"0\r\nA b\r\n\r\n", b"0\r\n folded: x\r\n\r\n", b"0\r\nA: b\nC: d\r\n\r\n"),
+    ],
 )
 def test_a_malformed_chunk_is_an_error_at_once_behind_the_bytes_before_it(chunks: bytes) -> None:
     wire = CHUNKED + b"3\r\nabc\r\n" + chunks
     for pieces in ([wire], bytewise(wire), [CHUNKED, wire[len(CHUNKED) :]]):
         reading = read(pieces)
-        assert reading.state == "error"
+        assert reading.state == "upstream_protocol_error"
         assert reading.body.startswith(b"abc")
 
 
@@ -318,7 +310,7 @@ def test_a_body_without_framing_ends_with_the_connection(head: bytes) -> None:
         (b"HTTP/1.0 200 OK\r\nConnection: keep-alive\r\n", False, None),
     ],
 )
-def test_what_a_head_says_about_the_connection(head: bytes, reusable: bool, keep_alive_s: int | None) -> None:
+def test_what_a_head_says_about_the_connection(head: bytes, keep_alive_s: int | None, *, reusable: bool) -> None:
     reader = ResponseReader()
     reader.feed(head + b"Content-Length: 5\r\n\r\nhell")
     assert not reader.reusable
@@ -342,7 +334,7 @@ def test_what_a_head_says_about_the_connection(head: bytes, reusable: bool, keep
     ],
 )
 def test_what_is_not_body_is_bounded(wire: bytes) -> None:
-    assert read([wire[index : index + 4096] for index in range(0, len(wire), 4096)]).state == "error"
+    assert read([wire[index : index + 4096] for index in range(0, len(wire), 4096)]).state == "upstream_protocol_error"
 
 
 def test_heads_up_to_the_bounds_are_read() -> None:

@@ -9,12 +9,11 @@ import pytest
 
 from proxy.upstream.pool import Origin, UpstreamPool
 from tests.fakes.exchanges import CHUNKED, GET, HELLO, OK, read_all, start, turns_until
-from tests.fakes.raw_upstream import RawUpstream
 
 if TYPE_CHECKING:
     from proxy.tasks import BackgroundTasks
     from proxy.upstream.attempt import UpstreamStream
-    from tests.fakes.raw_upstream import RawPeer
+    from tests.fakes.raw_upstream import RawPeer, RawUpstream
 
 
 async def exchange(
@@ -136,7 +135,7 @@ async def test_an_expired_connection_is_not_used_even_if_it_was_not_swept(
     stream.close()
     [connection] = pool._idle
     pool._idle[connection] = asyncio.get_running_loop().time()
-    stream, second = await exchange(pool, upstream, tasks, HELLO)
+    stream, _ = await exchange(pool, upstream, tasks, HELLO)
     assert not stream.reused
     await peer.ended()
 

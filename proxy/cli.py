@@ -1,0 +1,180 @@
+"""The `sluice` command. Exit codes: 0 done, 1 failed, 2 wrong usage or configuration.
+
+Commands import what they need when they run, so that `sluice --help` answers at once and `serve` never pays for the
+OpenAI SDK.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+from proxy import __version__
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
+    from proxy.config import Config
+    from proxy.serving import Served
+
+_CONFIG_OPTION = click.option(
+    "--config",
+    "config_file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    envvar="SLUICE_CONFIG",
+    help="The configuration file (YAML). Also SLUICE_CONFIG.",
+)
+_BASE_URL = "http://127.0.0.1:8080/v1"
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="sluice")
+def main() -> None:
+    """Sluice: an OpenAI-compatible streaming proxy.
+
+    Start with `sluice demo`, or `sluice serve` and paste the curl line that it prints.
+    """
+
+
+@main.command()
+@_CONFIG_OPTION
+@click.option("--host", help="Listen here instead of `server.host`.")
+@click.option("--port", type=click.IntRange(0, 65535), help="Listen here instead of `server.port`; 0 takes a free one.")
+@click.option("--workers", type=click.IntRange(1), help="Worker processes instead of `server.workers`.")
+def serve(config_file: Path | None, host: str | None, port: int | None, workers: int | None) -> None:
+    """Run the proxy until SIGTERM or Ctrl-C.
+
+    Without a configuration it listens on loopback, makes a key for this run, and forwards to OpenAI if OPENAI_API_KEY
+    is set, else to the built-in simulator.
+    """
+    from proxy import serving
+
+    chosen = _configuration(config_file)
+    overrides = {
+        name: value for name, value in (("host", host), ("port", port), ("workers", workers)) if value is not None
+    }
+    try:
+        _run(serving.serve(chosen, overrides, banner=_banner))
+    except OSError as error:
+        _fail(str(error.strerror or error))
+
+
+@main.command()
+@click.option("--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="Port of the proxy.")
+@click.option("--once", is_flag=True, help="Stop after the first answer instead of serving on.")
+def demo(port: int, *, once: bool) -> None:
+    """Simulator, proxy and a first chat through it with the OpenAI SDK, in one command."""
+    from proxy import serving
+
+    try:
+        _run(serving.demo(port, once=once, banner=_banner, echo=click.echo))
+    except OSError as error:
+        _fail(str(error.strerror or error))
+
+
+@main.command("check-config")
+@_CONFIG_OPTION
+@click.argument("file", required=False, type=click.Path(path_type=Path, dir_okay=False))
+def check_config(config_file: Path | None, file: Path | None) -> None:
+    """Check a configuration and print what is in effect, secrets masked."""
+    from proxy import config_report
+
+    chosen = file or config_file
+    if chosen is None:
+        raise click.UsageError("name a configuration: sluice check-config FILE")
+    config = _load(chosen)
+    click.echo(config_report.effective(config), nl=False)
+    for warning in config_report.warnings(config):
+        click.echo(f"warning: {warning}", err=True)
+    click.echo(f"{chosen}: in order", err=True)
+
+
+@main.command()
+@click.option("--host", default="127.0.0.1", show_default=True)
+@click.option("--port", type=click.IntRange(0, 65535), default=8081, show_default=True, help="0 takes a free one.")
+def simulate(host: str, port: int) -> None:
+    """Run the simulator alone: an OpenAI-compatible upstream with no model."""
+    from proxy import serving
+
+    try:
+        _run(serving.simulate(host, port, echo=click.echo))
+    except OSError as error:
+        _fail(str(error.strerror or error))
+
+
+@main.command()
+@click.argument("message", required=False)
+@click.option("--model", default="sim", show_default=True, help="The model to ask.")
+@click.option("--base-url", envvar=["SLUICE_BASE_URL", "OPENAI_BASE_URL"], default=_BASE_URL, show_default=True)
+@click.option("--key", envvar=["SLUICE_API_KEY", "OPENAI_API_KEY"], help="Also SLUICE_API_KEY or OPENAI_API_KEY.")
+def chat(message: str | None, model: str, base_url: str, key: str | None) -> None:
+    """Chat through the proxy with the OpenAI SDK; Ctrl-C stops an answer, Ctrl-D ends.
+
+    With MESSAGE, or with input from a pipe, one answer is printed.
+    """
+    from proxy import terminal_chat
+
+    if key is None:
+        raise click.UsageError("no key: set SLUICE_API_KEY or give --key")
+    if message is None and not sys.stdin.isatty():
+        message = sys.stdin.read()
+    failure = terminal_chat.run(message, model=model, base_url=base_url, key=key)
+    if failure is not None:
+        _fail(failure)
+
+
+def _configuration(file: Path | None) -> Config | None:
+    """What the file says; None where there is no file."""
+    return None if file is None else _load(file)
+
+
+def _load(file: Path) -> Config:
+    from proxy import config_file as reader
+
+    try:
+        return reader.load(file, os.environ)
+    except reader.ConfigError as error:
+        for problem in error.problems:
+            click.echo(str(problem), err=True)
+        count = len(error.problems)
+        click.echo(f"{file}: {count} mistake{'s' if count != 1 else ''}", err=True)
+        sys.exit(2)
+
+
+def _banner(served: Served) -> None:
+    """One short banner on standard error; standard output is for log lines."""
+    lines = [
+        f"Sluice {__version__}",
+        f"  API        {served.base_url}",
+        f"  operators  {served.ops_url}  (/metrics /healthz /readyz)",
+        *(f"  upstream   {name}  {url}" for name, url in served.upstreams),
+    ]
+    if served.key is not None:
+        lines.append(f"  key        {served.key}  (made for this run)")
+    lines += [f"  warning    {warning}" for warning in served.warnings]
+    lines += ["", f"{served.curl()}", ""]
+    click.echo("\n".join(lines), err=True)
+
+
+def _run(work: Coroutine[Any, Any, None]) -> None:
+    """Run `work` on uvloop where it is installed; SLUICE_LOOP=asyncio takes the standard library's loop."""
+    factory = None
+    if os.environ.get("SLUICE_LOOP", "uvloop") != "asyncio":
+        try:
+            import uvloop
+        except ImportError:
+            click.echo("uvloop is not installed: running on asyncio's own loop", err=True)
+        else:
+            factory = uvloop.new_event_loop
+    with asyncio.Runner(loop_factory=factory) as runner:
+        runner.run(work)
+
+
+def _fail(message: str) -> NoReturn:
+    click.echo(f"sluice: {message}", err=True)
+    sys.exit(1)

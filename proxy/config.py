@@ -1,0 +1,276 @@
+"""The configuration: every setting, its type, bounds, default and one line of meaning.
+
+These structs are the one definition: `config_file` reads YAML into them, `config_checks` compares settings with each
+other, `config_schema` writes the JSON Schema and the masked dump from them. Attribute names are the YAML names;
+durations are seconds here. Every setting has a default but an upstream's `base_url` and what makes a key a key.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime  # noqa: TC003  msgspec reads the annotations when the file is loaded
+from typing import Annotated, Any, Final, Literal
+
+from msgspec import Meta, Struct, field
+
+from proxy.config_values import Path, Secret, SecretUrl
+
+_YEAR_S: Final = 366 * 86400
+# the schema's `type` is widened where a file may say it in words; `unit` tells the reader and the dump
+_WORDS: Final[dict[str, Any]] = {
+    "type": ["number", "string"],
+    "pattern": r"^[0-9]+(\.[0-9]+)?(ms|s|m|h|d)?$|\$\{",
+    "examples": ["250ms", "5s", "2m", "1h"],
+}
+_UNIT: Final = {"unit": "s"}
+
+Port = Annotated[int, Meta(ge=0, le=65535)]
+Count = Annotated[int, Meta(ge=1, le=2**53)]
+Bytes = Annotated[int, Meta(ge=1, le=2**53)]
+Ratio = Annotated[float, Meta(ge=0, le=1)]
+Share = Annotated[float, Meta(ge=0, le=1_000_000)]
+Usd = Annotated[float, Meta(ge=0, le=1_000_000)]
+Duration = Annotated[float, Meta(gt=0, le=_YEAR_S, extra=_UNIT, extra_json_schema=_WORDS)]
+Pause = Annotated[float, Meta(ge=0, le=_YEAR_S, extra=_UNIT, extra_json_schema=_WORDS)]
+Host = Annotated[str, Meta(min_length=1, max_length=255)]
+Filename = Annotated[str, Meta(min_length=1, max_length=4096)]
+Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._:@/+-]{0,127}$")]  # also a label of metrics and logs
+Glob = Annotated[str, Meta(pattern=r"^[^\s\[\]]{1,256}$")]
+Limit = Annotated[str, Meta(examples=["60/minute", "10000/day"])]
+
+
+class _Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What all sections have in common: unknown settings are errors, and nothing changes after loading."""
+
+
+class ServerTlsConfig(_Settings, frozen=True):
+    """TLS for the API's listener; both files or neither."""
+
+    certificate: Annotated[Filename | None, Meta(description="PEM file with the certificate chain")] = None
+    private_key: Annotated[Filename | None, Meta(description="PEM file with the certificate's key")] = None
+
+
+class ServerConfig(_Settings, frozen=True):
+    """The listener of the API."""
+
+    host: Annotated[Host, Meta(description="address to listen on")] = "127.0.0.1"
+    port: Annotated[Port, Meta(description="TCP port; 0 lets the system choose")] = 8080
+    workers: Annotated[int, Meta(ge=1, le=1024, description="processes; more than one needs a shared store")] = 1
+    max_connections: Annotated[Count, Meta(description="open connections per worker")] = 9000
+    max_request_bytes: Annotated[Bytes, Meta(description="largest request body that is read whole")] = 26214400
+    request_read_timeout: Annotated[Duration, Meta(description="the longest wait for a request's body")] = 30.0
+    write_stall: Annotated[Duration, Meta(description="a client that accepts no byte for this long is cut")] = 60.0
+    keepalive_comment: Annotated[
+        Duration | None, Meta(description="comment between events of a stream silent for this long; off: none")
+    ] = None
+    cors_origins: Annotated[tuple[str, ...], Meta(description='origins of browsers that may call; ["*"] for all')] = ()
+    tls: Annotated[ServerTlsConfig, Meta(description="TLS for this listener")] = field(default_factory=ServerTlsConfig)
+
+
+class OpsConfig(_Settings, frozen=True):
+    """The listener for operators, never exposed with the API: /metrics /healthz /readyz /admin."""
+
+    host: Annotated[Host, Meta(description="address to listen on")] = "127.0.0.1"
+    port: Annotated[Port, Meta(description="TCP port; 0 lets the system choose")] = 9090
+    admin_token: Annotated[Secret, Meta(description="bearer token of the admin API; empty: it is off")] = field(
+        default_factory=Secret
+    )
+
+
+class StoreConfig(_Settings, frozen=True):
+    """Where quotas are counted."""
+
+    url: Annotated[
+        SecretUrl,
+        Meta(description="memory://, redis://, rediss://, redis+sentinel://, redis+cluster://, redis+unix://"),
+    ] = field(default_factory=lambda: SecretUrl("memory://"))
+    on_failure: Annotated[
+        Literal["deny", "allow"], Meta(description="store out of reach: deny answers 503, allow admits without limits")
+    ] = "deny"
+
+
+class LedgerConfig(_Settings, frozen=True):
+    """Where keys and usage are kept."""
+
+    url: Annotated[SecretUrl, Meta(description="sqlite:///FILE or postgresql://USER@HOST/DATABASE")] = field(
+        default_factory=lambda: SecretUrl("sqlite:///sluice.db")
+    )
+
+
+class TimeoutsConfig(_Settings, frozen=True):
+    """How long an upstream may take; off: for ever."""
+
+    connect: Annotated[Duration, Meta(description="name resolution, TCP and TLS")] = 5.0
+    first_byte: Annotated[Duration | None, Meta(description="request sent to first byte of the answer")] = 600.0
+    idle: Annotated[Duration | None, Meta(description="silence within an answer")] = 120.0
+    total: Annotated[Duration | None, Meta(description="the whole exchange")] = None
+
+
+class UpstreamTlsConfig(_Settings, frozen=True):
+    """TLS towards an upstream."""
+
+    verify: Annotated[bool, Meta(description="check the upstream's certificate and name")] = True
+    ca: Annotated[Filename | None, Meta(description="PEM file of trusted authorities; null: the system's")] = None
+    client_certificate: Annotated[Filename | None, Meta(description="PEM file with a client certificate")] = None
+    client_key: Annotated[Filename | None, Meta(description="PEM file with the client certificate's key")] = None
+
+
+class UpstreamConfig(_Settings, frozen=True):
+    """A model server."""
+
+    base_url: Annotated[str, Meta(description="what an SDK would be given, such as https://api.openai.com/v1")]
+    api_keys: Annotated[tuple[Secret, ...], Meta(description="credentials, used in turn")] = ()
+    auth: Annotated[
+        Literal["bearer", "api-key", "none", "passthrough"],
+        Meta(description="how to authenticate; passthrough: with the client's own credential"),
+    ] = "bearer"
+    headers: Annotated[dict[str, Secret], Meta(description="headers set on every request")] = field(
+        default_factory=dict
+    )
+    query: Annotated[dict[str, str], Meta(description="query members set on every request: Azure's api-version")] = (
+        field(default_factory=dict)
+    )
+    usage: Annotated[
+        Literal["inject", "as-asked"], Meta(description="inject: ask for usage in streams, hide it from the client")
+    ] = "inject"
+    max_concurrency: Annotated[Count | None, Meta(description="exchanges at once; the rest wait; null: no limit")] = (
+        None
+    )
+    timeouts: Annotated[TimeoutsConfig, Meta(description="how long it may take")] = field(
+        default_factory=TimeoutsConfig
+    )
+    tls: Annotated[UpstreamTlsConfig, Meta(description="TLS towards it")] = field(default_factory=UpstreamTlsConfig)
+    proxy: Annotated[SecretUrl | None, Meta(description="outbound HTTP proxy, http://[USER:PASSWORD@]HOST:PORT")] = None
+
+
+class RouteConfig(_Settings, frozen=True):
+    """One upstream that serves a model."""
+
+    upstream: Annotated[str, Meta(description="its name; empty: the first upstream")] = ""
+    model: Annotated[str | None, Meta(description="the upstream's own name for the model; null: as asked")] = None
+    weight: Annotated[Share, Meta(description="share among routes of the same priority")] = 1.0
+    priority: Annotated[int, Meta(ge=0, le=1000, description="lowest first")] = 0
+
+
+class PriceConfig(_Settings, frozen=True):
+    """What tokens cost, in USD per million."""
+
+    input: Annotated[Usd, Meta(description="prompt tokens")] = 0.0
+    cached_input: Annotated[Usd | None, Meta(description="prompt tokens from a cache; null: as input")] = None
+    output: Annotated[Usd, Meta(description="completion tokens")] = 0.0
+
+
+class ModelConfig(_Settings, frozen=True):
+    """How a model, or all that match a pattern, is served."""
+
+    routes: Annotated[tuple[RouteConfig, ...], Meta(description="who serves it; none: the first upstream")] = ()
+    price: Annotated[PriceConfig | None, Meta(description="USD per million tokens; null: free")] = None
+    max_output_tokens: Annotated[Count, Meta(description="reserved when the request names no maximum")] = 16384
+    encoding: Annotated[
+        Literal["o200k_base", "cl100k_base"], Meta(description="tokenizer that counts where the upstream does not")
+    ] = "o200k_base"
+
+
+class PlanConfig(_Settings, frozen=True):
+    """A named set of limits; each applies per key."""
+
+    requests: Annotated[tuple[Limit, ...], Meta(description="requests per window")] = ()
+    tokens: Annotated[tuple[Limit, ...], Meta(description="prompt and output tokens per window")] = ()
+    spend: Annotated[tuple[Limit, ...], Meta(description="USD per window, may be decimal")] = ()
+    concurrency: Annotated[Count | None, Meta(description="exchanges at once; null: no limit")] = None
+    weight: Annotated[float, Meta(gt=0, le=1_000_000, description="share in the fair queue")] = 1.0
+    models: Annotated[tuple[Glob, ...], Meta(description="models it may use: names or globs")] = ("*",)
+    endpoints: Annotated[tuple[Glob, ...], Meta(description="inference, stateful, or path globs such as /files*")] = (
+        "inference",
+    )
+
+
+class LimitsConfig(_Settings, frozen=True):
+    """Limits of one key, each in place of its plan's; null: the plan's."""
+
+    requests: Annotated[tuple[Limit, ...] | None, Meta(description="requests per window")] = None
+    tokens: Annotated[tuple[Limit, ...] | None, Meta(description="prompt and output tokens per window")] = None
+    spend: Annotated[tuple[Limit, ...] | None, Meta(description="USD per window, may be decimal")] = None
+    concurrency: Annotated[Count | None, Meta(description="exchanges at once")] = None
+
+
+class KeyConfig(_Settings, frozen=True):
+    """A credential that clients present: `secret` or `secret_sha256`, not both."""
+
+    id: Annotated[Name, Meta(description="its name in logs, metrics and the ledger")]
+    secret: Annotated[Secret | None, Meta(description="what clients present")] = None
+    secret_sha256: Annotated[Secret | None, Meta(description="SHA-256 of the secret, 64 hex digits")] = None
+    plan: Annotated[str | None, Meta(description="the plan whose limits apply; null: no limits")] = None
+    expires: Annotated[
+        Annotated[datetime, Meta(tz=True)] | None, Meta(description="refused from then on: 2027-01-01T00:00:00Z")
+    ] = None
+    limits: Annotated[LimitsConfig | None, Meta(description="limits in place of the plan's")] = None
+
+
+class QueueConfig(_Settings, frozen=True):
+    """Waiting for an upstream at `max_concurrency`."""
+
+    max_waiting: Annotated[int, Meta(ge=0, le=1_000_000, description="requests that may wait")] = 1000
+    max_wait: Annotated[Pause, Meta(description="how long each may wait")] = 30.0
+
+
+class RetriesConfig(_Settings, frozen=True):
+    """Repeating what failed before a byte went downstream."""
+
+    attempts: Annotated[int, Meta(ge=1, le=100, description="tries in all")] = 3
+    backoff: Annotated[Pause, Meta(description="pause before the second try, doubled for each further one")] = 0.2
+    max_backoff: Annotated[Pause, Meta(description="the longest pause")] = 5.0
+    budget: Annotated[Ratio, Meta(description="retries as a share of recent requests")] = 0.2
+
+
+class BreakerConfig(_Settings, frozen=True):
+    """Leaving an upstream alone that keeps failing."""
+
+    failures: Annotated[Count, Meta(description="failures in a row that open the circuit")] = 5
+    cooldown: Annotated[Duration, Meta(description="first pause, doubled for each further one")] = 10.0
+    max_cooldown: Annotated[Duration, Meta(description="the longest pause")] = 300.0
+
+
+class ShutdownConfig(_Settings, frozen=True):
+    """Stopping without cutting streams."""
+
+    notice: Annotated[Pause, Meta(description="new connections are still served after the signal")] = 5.0
+    drain: Annotated[Pause, Meta(description="exchanges in flight may finish")] = 120.0
+
+
+class LogConfig(_Settings, frozen=True):
+    """The log on standard output."""
+
+    level: Annotated[Literal["debug", "info", "warning", "error"], Meta(description="the least that is logged")] = (
+        "info"
+    )
+    format: Annotated[Literal["json", "console"], Meta(description="json: one object a line; text: for people")] = (
+        "json"
+    )
+
+
+class Config(_Settings, frozen=True):
+    """The whole configuration of Sluice."""
+
+    server: Annotated[ServerConfig, Meta(description="the API's listener")] = field(default_factory=ServerConfig)
+    ops: Annotated[OpsConfig, Meta(description="the operators' listener")] = field(default_factory=OpsConfig)
+    store: Annotated[StoreConfig, Meta(description="where quotas are counted")] = field(default_factory=StoreConfig)
+    ledger: Annotated[LedgerConfig, Meta(description="keys and usage")] = field(default_factory=LedgerConfig)
+    upstreams: Annotated[dict[Name, UpstreamConfig], Meta(description="model servers by name")] = field(
+        default_factory=dict
+    )
+    models: Annotated[dict[Glob, ModelConfig], Meta(description="by name or glob; none: the first upstream")] = field(
+        default_factory=dict
+    )
+    plans: Annotated[dict[Name, PlanConfig], Meta(description="sets of limits by name")] = field(default_factory=dict)
+    keys: Annotated[tuple[KeyConfig, ...], Meta(description="clients' credentials")] = ()
+    queue: Annotated[QueueConfig, Meta(description="waiting for an upstream")] = field(default_factory=QueueConfig)
+    retries: Annotated[RetriesConfig, Meta(description="repeating failures")] = field(default_factory=RetriesConfig)
+    breaker: Annotated[BreakerConfig, Meta(description="upstreams that fail")] = field(default_factory=BreakerConfig)
+    shutdown: Annotated[ShutdownConfig, Meta(description="stopping")] = field(default_factory=ShutdownConfig)
+    log: Annotated[LogConfig, Meta(description="logging")] = field(default_factory=LogConfig)
+
+
+class LoadedConfig(Config, frozen=True):
+    """A configuration with what its file says itself: `written` has the paths of all settings that stand there."""
+
+    written: frozenset[Path] = frozenset()

@@ -1,0 +1,156 @@
+"""The values a configuration is made of: durations, secrets and limits; and what is said when one is wrong."""
+
+from __future__ import annotations
+
+import re
+from decimal import Decimal
+from typing import Final
+from urllib.parse import parse_qsl, quote, urlsplit
+
+import msgspec
+
+MASK: Final = "***"
+
+_DURATION: Final = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,9})?)(ms|s|m|h|d)?")
+_MS_PER_UNIT: Final = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
+_LIMIT: Final = re.compile(
+    r"\s*([0-9]{1,15}(?:\.[0-9]{1,9})?)\s*(?:/|per\s)\s*([0-9]{0,4})\s*([a-z]+)\s*", re.IGNORECASE
+)
+_CREDENTIAL_NAME: Final = re.compile(r"key|token|secret|passw|signature|credential|^sig$|^code$", re.IGNORECASE)
+
+Path = tuple[str | int, ...]  # where in the file a value stands: ("keys", 1, "secret")
+
+
+class Secret:
+    """A text that never shows itself: `repr` and `str` are masked, `reveal()` gives it away."""
+
+    __slots__ = ("_value",)
+
+    def __init__(self, value: str = "") -> None:
+        self._value = value
+
+    def reveal(self) -> str:
+        """The secret itself, for the one place that sends or hashes it."""
+        return self._value
+
+    def masked(self) -> str:
+        """What may be shown: nothing but whether there is a value."""
+        return MASK if self._value else ""
+
+    def __bool__(self) -> bool:
+        return bool(self._value)
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is type(self) and self._value == other.reveal()
+
+    def __hash__(self) -> int:
+        return hash(self._value)
+
+    def __str__(self) -> str:
+        return self.masked()
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.masked()!r})"
+
+
+class SecretUrl(Secret):
+    """A URL that may hold credentials: shown without its user information and credential-like query values."""
+
+    __slots__ = ()
+
+    def masked(self) -> str:
+        """The URL with its user information, and query values named like credentials, replaced."""
+        try:
+            parts = urlsplit(self._value)
+        except ValueError:
+            return MASK
+        before, at, host = parts.netloc.rpartition("@")
+        if not before and "@" in self._value:
+            return MASK  # an @ outside the authority: a mistyped URL whose credentials cannot be told apart
+        members = parse_qsl(parts.query, keep_blank_values=True)
+        shown = "&".join(f"{quote(k)}={MASK if is_credential_name(k) else quote(v, safe='/')}" for k, v in members)
+        authority = "//" if "://" in self._value else ""
+        scheme = f"{parts.scheme}:" if parts.scheme else ""
+        return f"{scheme}{authority}{MASK if at else ''}{at}{host}{parts.path}{'?' if shown else ''}{shown}"
+
+
+def is_credential_name(name: str) -> bool:
+    """Whether a query member of this name likely holds a credential."""
+    return _CREDENTIAL_NAME.search(name) is not None
+
+
+class Problem(msgspec.Struct, frozen=True, kw_only=True):
+    """One thing that is wrong with a configuration: where, and what.
+
+    `path` is dotted (`keys[1].secret`), empty for the file as a whole; `line` counts from 1.
+    """
+
+    path: str
+    line: int | None
+    message: str
+    file: str | None = None
+
+    def __str__(self) -> str:
+        place = [self.file or "configuration"] if self.line is None else [self.file or "configuration", str(self.line)]
+        where = ":".join(place)
+        return f"{where}: {self.path}: {self.message}" if self.path else f"{where}: {self.message}"
+
+
+class ConfigError(Exception):
+    """A configuration that cannot be used; `problems` has all that is wrong with it, ordered by line."""
+
+    def __init__(self, problems: list[Problem]) -> None:
+        super().__init__("\n".join(map(str, problems)))
+        self.problems = problems
+
+
+def dotted(path: Path) -> str:
+    """A path as it is written in messages; names that hold dots or spaces are quoted."""
+    text = ""
+    for step in path:
+        if isinstance(step, int):
+            text += f"[{step}]"
+            continue
+        plain = re.fullmatch(r"[^\s.\[\]\"]{1,100}", step) is not None and step.isprintable()
+        text += ("." if text else "") + (step if plain else ascii(step[:100]).replace("'", '"'))
+    return text
+
+
+def parse_duration(text: str) -> float:
+    """Seconds from `250ms`, `5s`, `2m`, `1h`, `1d` or a number of seconds. Raises `ValueError`."""
+    match = _DURATION.fullmatch(text.strip())
+    if match is None:
+        raise ValueError("must be a duration: 250ms, 5s, 2m, 1h, 1d or a number of seconds")
+    return float(Decimal(match[1]) * _MS_PER_UNIT[match[2] or "s"] / 1000)
+
+
+def duration_text(seconds: float) -> str:
+    """The shortest notation that `parse_duration` reads back as the same number of seconds."""
+    milliseconds = Decimal(repr(seconds)) * 1000
+    for unit in ("d", "h", "m", "s", "ms"):
+        if milliseconds and milliseconds % _MS_PER_UNIT[unit] == 0:
+            return f"{milliseconds / _MS_PER_UNIT[unit]:f}".partition(".")[0] + unit
+    return f"{seconds:.9f}".rstrip("0").rstrip(".") + "s"
+
+
+def check_limit(text: str, *, decimal: bool) -> None:
+    """Refuse what is no limit in the notation of the `limits` package (`60/minute`, `5 per 2 hours`): `ValueError`.
+
+    Amounts of money may be `decimal`, which `limits` does not read; so the amount is read here and the window there.
+    """
+    match = _LIMIT.fullmatch(text)
+    if match is None:
+        raise ValueError("must be an amount and a window, such as " + ("2.50/day" if decimal else "60/minute"))
+    amount, multiple, unit = match.groups()
+    if "." in amount and not decimal:
+        raise ValueError("must be a whole amount and a window, such as 60/minute")
+    if Decimal(amount) == 0:
+        raise ValueError("must allow more than nothing")
+    if multiple and int(multiple) == 0:
+        raise ValueError("must have a window longer than nothing")
+    from limits import parse  # noqa: PLC0415  its import takes 90 ms, which only configurations with limits pay
+
+    try:
+        parse(f"1/{multiple}{unit}")
+    except ValueError as error:
+        raise ValueError("has an unknown window: use second, minute, hour, day, month or year") from error

@@ -1,0 +1,175 @@
+"""What `serve`, `demo` and `simulate` do: put the pieces into one event loop and wait for the end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+from prometheus_client import CollectorRegistry
+
+from proxy import config_file, config_report
+from proxy.simulator.server import MODEL_HELP, Simulator
+from proxy.supervisor import Worker, listener
+from proxy.telemetry.logs import LogWriter, configure
+from proxy.telemetry.metrics import Metrics
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Mapping
+
+    from proxy.config import Config
+
+_DEMO_QUESTION = "What happens between my question and your answer?"
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """What the banner tells of a running proxy. `key` is a generated one; keys of a file are never printed."""
+
+    base_url: str
+    ops_url: str
+    upstreams: list[tuple[str, str]]
+    warnings: list[str]
+    key: str | None
+    model: str
+
+    def curl(self) -> str:
+        """A command that works when pasted (with a configured key, once SLUICE_API_KEY holds it)."""
+        key = self.key or "$SLUICE_API_KEY"
+        request = {"model": self.model, "stream": True, "messages": [{"role": "user", "content": "Hello!"}]}
+        return (
+            f'curl -N {self.base_url}/chat/completions -H "Authorization: Bearer {key}" '
+            f"-H 'Content-Type: application/json' -d '{json.dumps(request)}'"
+        )
+
+
+async def serve(config: Config | None, overrides: Mapping[str, object], *, banner: Callable[[Served], None]) -> None:
+    """Serve `config`, or without one what the environment suggests, until a signal. Raises `OSError` for an address."""
+    async with contextlib.AsyncExitStack() as stack:
+        key = None
+        if config is None:
+            config, key = await _unconfigured(stack)
+        config = msgspec.structs.replace(config, server=msgspec.structs.replace(config.server, **overrides))
+        worker = await stack.enter_async_context(_worker(config))
+        await worker.run(lambda: banner(_served(worker, key)))
+
+
+@contextlib.asynccontextmanager
+async def _worker(config: Config) -> AsyncIterator[Worker]:
+    """A worker that listens, with its log and metrics; all of it is closed at the end."""
+    writer = LogWriter(sys.stdout)
+    metrics = Metrics(CollectorRegistry())
+    log = configure(config.log.level, config.log.format, writer)
+    metrics.watch_log(writer)
+    lag = metrics.event_loop_lag()
+    try:
+        worker = Worker(config, metrics, log)
+        await worker.start()
+        lag.start()
+        try:
+            yield worker
+        finally:
+            lag.stop()
+            await worker.stop(0.0)
+    finally:
+        writer.close()
+
+
+async def _unconfigured(stack: contextlib.AsyncExitStack) -> tuple[Config, str]:
+    """A configuration from the environment alone, the simulator running where no upstream is known."""
+    simulator_url = None
+    if not os.environ.get("OPENAI_API_KEY"):
+        simulator = Simulator()
+        await simulator.start()
+        stack.push_async_callback(simulator.close)
+        simulator_url = simulator.url
+    return config_file.without_file(os.environ, Path.home(), simulator_url=simulator_url)
+
+
+def _served(worker: Worker, key: str | None) -> Served:
+    config = worker.config
+    scheme = "https" if config.server.tls.certificate is not None else "http"
+    upstreams = [(name, upstream.base_url) for name, upstream in config.upstreams.items()]
+    exact = [name for name in config.models if not set("*?[") & set(name)]
+    model = exact[0] if exact else ("sim" if "simulator" in config.upstreams else "gpt-4o-mini")
+    return Served(
+        base_url=f"{scheme}://{_host(config.server.host)}:{worker.port}/v1",
+        ops_url=f"http://{_host(config.ops.host)}:{worker.ops_port}",
+        upstreams=upstreams,
+        warnings=config_report.warnings(config),
+        key=key,
+        model=model,
+    )
+
+
+def _host(host: str) -> str:
+    """A host as it stands in a URL one can open."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"[{host}]" if ":" in host else host
+
+
+async def simulate(host: str, port: int, *, echo: Callable[[str], None]) -> None:
+    """Run the simulator until a signal. Raises `OSError` for an address that cannot be had."""
+    simulator = Simulator()
+    await simulator.start(host, port)
+    echo(f"The simulator listens on {simulator.url}: an OpenAI-compatible upstream with no model.\n\n{MODEL_HELP}")
+    try:
+        await _until_signal()
+    finally:
+        await simulator.close()
+
+
+async def demo(port: int, *, once: bool, banner: Callable[[Served], None], echo: Callable[[str], None]) -> None:
+    """Start simulator and proxy, ask one question with the OpenAI SDK, then serve on until a signal."""
+    async with contextlib.AsyncExitStack() as stack:
+        simulator = Simulator()
+        await simulator.start()
+        stack.push_async_callback(simulator.close)
+        config, key = config_file.without_file({}, Path.home(), simulator_url=simulator.url)
+        server = msgspec.structs.replace(config.server, port=port if _is_free(config.server.host, port) else 0)
+        ops = config.ops if _is_free(config.ops.host, config.ops.port) else msgspec.structs.replace(config.ops, port=0)
+        log = msgspec.structs.replace(config.log, format="console")
+        worker = await stack.enter_async_context(
+            _worker(msgspec.structs.replace(config, server=server, ops=ops, log=log))
+        )
+        served = _served(worker, key)
+        await _first_chat(served, key, echo)
+        if not once:
+            await worker.run(lambda: banner(served))
+
+
+def _is_free(host: str, port: int) -> bool:
+    try:
+        listener(host, port).close()
+    except OSError:
+        return False
+    return True
+
+
+async def _first_chat(served: Served, key: str, echo: Callable[..., None]) -> None:
+    import openai
+
+    echo(f"You, with the OpenAI SDK through {served.base_url}: {_DEMO_QUESTION}\n")
+    async with openai.AsyncOpenAI(base_url=served.base_url, api_key=key, max_retries=0) as client:
+        stream = await client.chat.completions.create(
+            model=served.model, messages=[{"role": "user", "content": _DEMO_QUESTION}], stream=True
+        )
+        async for chunk in stream:
+            if chunk.choices and chunk.choices[0].delta.content:
+                echo(chunk.choices[0].delta.content, nl=False)
+    echo("\n")
+
+
+async def _until_signal() -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    await stop.wait()

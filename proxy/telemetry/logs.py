@@ -1,0 +1,295 @@
+"""Log lines: rendered in the calling thread, written by a thread of its own, so that a blocked pipe blocks nobody.
+
+All logging ends here: our own structlog logger, our `logging.getLogger("sluice.…")`, and the libraries' loggers. Nobody
+should log a key, a prompt or an answer; in case somebody does, fields with telling names and strings that look like
+credentials are masked. Of foreign exceptions only type and place are logged: their messages quote request bytes.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import os
+import queue
+import re
+import select
+import sys
+import threading
+import traceback
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
+
+import msgspec
+import structlog
+
+from proxy.core.errors import ProxyError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from types import TracebackType
+
+    from structlog.typing import EventDict, FilteringBoundLogger, Processor
+
+MASK: Final = "[masked]"
+
+# a wake-up of the writer costs the event loop two switches of the interpreter lock; so it takes what 20 ms bring
+_GATHER_S: Final = 0.02
+_BATCH_LINES: Final = 100
+_MAX_VALUE_CHARS: Final = 2_000
+_MAX_DEPTH: Final = 4
+_MAX_FRAMES: Final = 8
+
+
+class HasFileno(Protocol):
+    """A file, a pipe or a terminal."""
+
+    def fileno(self) -> int:
+        """Its descriptor."""
+
+
+class LogWriter:
+    """Writes lines to a descriptor, in order, from a thread of its own.
+
+    At most `max_lines` wait; more are dropped and counted, as are lines that cannot be written. The descriptor stays
+    the caller's. Threads do not survive a fork: make the writer in the process that logs.
+    """
+
+    def __init__(self, stream: HasFileno, max_lines: int = 10_000) -> None:
+        self._descriptor = stream.fileno()
+        self._max_lines = max_lines
+        self._lines: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        self._closing = threading.Event()
+        self._dropped = 0
+        self._dropped_lock = threading.Lock()
+        self._thread = threading.Thread(target=self._run, name="sluice-log", daemon=True)
+        self._thread.start()
+
+    @property
+    def dropped(self) -> int:
+        """Lines dropped so far."""
+        return self._dropped
+
+    def is_terminal(self) -> bool:
+        """Somebody may be looking: colours are welcome."""
+        return os.isatty(self._descriptor)
+
+    def write(self, line: bytes) -> None:
+        """Take a line, without its newline. Never waits, never raises."""
+        if self._lines.qsize() >= self._max_lines or self._closing.is_set():
+            self._drop(1)
+        else:
+            self._lines.put(line)
+
+    def close(self, patience_s: float = 2.0) -> None:
+        """Write what waits, for up to `patience_s` seconds; what a blocked pipe does not take by then is lost."""
+        if not self._closing.is_set():
+            self._closing.set()
+            self._lines.put(None)
+        self._thread.join(patience_s)
+
+    def _drop(self, lines: int) -> None:
+        with self._dropped_lock:
+            self._dropped += lines
+
+    def _run(self) -> None:
+        ended = False
+        while not ended:
+            batch = [self._lines.get()]
+            self._closing.wait(_GATHER_S)
+            while self._lines.qsize() and len(batch) < _BATCH_LINES:
+                batch.append(self._lines.get())
+            ended = None in batch
+            lines = [line for line in batch if line is not None]
+            try:
+                self._write_all(b"".join([line + b"\n" for line in lines]))
+            except OSError:
+                self._drop(len(lines))  # nobody reads any more, or the disk is full: that may pass
+
+    def _write_all(self, data: bytes) -> None:
+        view = memoryview(data)
+        while view:
+            try:
+                view = view[os.write(self._descriptor, view) :]
+            except OSError as error:
+                if error.errno != errno.EAGAIN:
+                    raise
+                # somebody made the descriptor non-blocking, which a pipe's two ends share
+                waiting = select.poll()
+                waiting.register(self._descriptor, select.POLLOUT)
+                waiting.poll()
+
+
+# names under which somebody might log what must not be logged; numbers under them (a count of tokens) may pass
+_SECRET_NAMES: Final = frozenset(
+    {"key", "secret", "token", "password", "authorization", "cookie", "credentials", "api_keys", "headers"}
+    | {"prompt", "messages", "message", "content", "input", "output", "instructions", "completion", "body", "chunk"}
+)
+_SECRET_SUFFIXES: Final = ("_key", "_secret", "_token", "_password", "apikey", "_authorization", "_cookie", "_content")
+# in a rendered line: a key is at the start of a word, where JSON's own escapes such as \n do not count as letters
+_CREDENTIALS: Final = re.compile(
+    rb"""(?:(?<![A-Za-z0-9])|(?<=\\[bfnrt])|(?<=\\u[0-9a-f]{4}))(?:sk-[\w-]{4,}|(?i:bearer)\s+[^\s"'\\]+)"""
+)
+_PLAIN_TYPES: Final = frozenset({int, float, bool, type(None)})
+
+
+@lru_cache(maxsize=1024)
+def _is_secret(name: str) -> bool:
+    plain = name.lower().replace("-", "_")
+    return plain in _SECRET_NAMES or plain.endswith(_SECRET_SUFFIXES)
+
+
+def _clean(value: object, depth: int = 0) -> object:
+    """The value as plain JSON types, cut to size; of an object that is none of them only the type's name is left."""
+    if type(value) in _PLAIN_TYPES:
+        return value
+    if isinstance(value, str):
+        return value[:_MAX_VALUE_CHARS]
+    if isinstance(value, dict) and depth < _MAX_DEPTH:
+        return _clean_fields(value, depth + 1)
+    if isinstance(value, list | tuple) and depth < _MAX_DEPTH:
+        return [_clean(item, depth + 1) for item in value]
+    return f"<{type(value).__name__}>"
+
+
+def _clean_fields(fields: Mapping[Any, Any], depth: int = 0) -> dict[str, Any]:
+    return {
+        str(name): value if type(value) in _PLAIN_TYPES else (MASK if _is_secret(str(name)) else _clean(value, depth))
+        for name, value in fields.items()
+    }
+
+
+def _cover(line: bytes) -> bytes:
+    """Mask what looks like a credential, wherever in the line; the three searches are far cheaper than the pattern."""
+    if b"sk-" in line or b"earer " in line or b"EARER " in line:
+        return _CREDENTIALS.sub(MASK.encode(), line)
+    return line
+
+
+def _place(frame_file: str, line: int | None, function: str) -> str:
+    """A place in the code, without the folders of this machine."""
+    return f"{'/'.join(frame_file.rsplit('/', 2)[-2:])}:{line} {function}"
+
+
+def _describe(error: BaseException) -> dict[str, object]:
+    """Type, causes and places of an exception, the innermost place first; the message only where we wrote it."""
+    names: list[str] = []
+    cause: BaseException | None = error
+    while cause is not None and len(names) < _MAX_FRAMES:
+        names.append(type(cause).__name__)
+        cause = cause.__cause__ or (None if cause.__suppress_context__ else cause.__context__)
+    described: dict[str, object] = {"exception": " from ".join(names), "at": _places(error.__traceback__)}
+    if isinstance(error, ProxyError):
+        described |= {"outcome": error.kind.outcome, "error": error.message}
+    return described
+
+
+def _places(trace: TracebackType | None) -> list[str]:
+    frames = [_place(frame.f_code.co_filename, line, frame.f_code.co_name) for frame, line in traceback.walk_tb(trace)]
+    return frames[: -_MAX_FRAMES - 1 : -1]
+
+
+def _exception_of(exc_info: object) -> BaseException | None:
+    """What `exc_info` of a logging call means: an exception, a triple, or whatever is being handled."""
+    if isinstance(exc_info, tuple):
+        exc_info = exc_info[1]
+    elif exc_info is True:
+        exc_info = sys.exception()
+    return exc_info if isinstance(exc_info, BaseException) else None
+
+
+def _prepare(_logger: object, level: str, fields: EventDict) -> EventDict:
+    """The fields in reading order, clean, the exception described."""
+    line: dict[str, Any] = {
+        "timestamp": fields.pop("timestamp"),
+        "level": level,
+        "event": _clean(fields.pop("event", "")),
+    }
+    error = _exception_of(fields.pop("exc_info", None))
+    line |= _clean_fields(fields)
+    if error is not None:
+        line |= _describe(error)
+    return line
+
+
+def _render_json(_logger: object, _level: str, fields: EventDict) -> bytes:
+    try:
+        return _cover(_ENCODER.encode(fields))
+    except (ValueError, OverflowError):
+        # lone surrogates and integers past 64 bits; the standard library writes both
+        return _cover(json.dumps(fields).encode())
+
+
+_ENCODER: Final = msgspec.json.Encoder()
+
+
+class _ConsoleRenderer:
+    """Lines for people."""
+
+    def __init__(self, *, colors: bool) -> None:
+        self._render = structlog.dev.ConsoleRenderer(colors=colors, pad_event_to=0, sort_keys=False)
+
+    def __call__(self, logger: object, level: str, fields: EventDict) -> bytes:
+        # control characters would let a value forge lines or drive the terminal
+        safe = {
+            name: ascii(value) if isinstance(value, str) and not value.isprintable() else value
+            for name, value in fields.items()
+        }
+        return _cover(self._render(logger, level, safe).encode(errors="backslashreplace"))
+
+
+class _Output:
+    """The end of the chain, in structlog's terms a logger: each method takes a rendered line."""
+
+    def __init__(self, writer: LogWriter) -> None:
+        self.debug = self.info = self.warning = self.error = self.critical = writer.write
+
+
+class _Libraries(logging.Handler):
+    """Passes records of the standard library's logging on.
+
+    Our own loggers (`sluice.…`) are trusted with their message. Of everybody else's records (aiohttp quotes requests,
+    asyncio prints transports and futures) only the logger, the level, the place and the exception's type are kept.
+    """
+
+    def __init__(self, log: FilteringBoundLogger) -> None:
+        super().__init__()
+        self._log = log
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Log the record as one line; never raises."""
+        error = _exception_of(record.exc_info)
+        if record.name.startswith("sluice."):
+            event, place = _message_of(record), {}
+        else:
+            event = "library"
+            place = {"at": [_place(record.pathname, record.lineno, record.funcName)]}
+        level = max(logging.DEBUG, min(record.levelno // 10 * 10, logging.CRITICAL))
+        self._log.log(level, event, logger=record.name, exc_info=error, **place)
+
+
+def _message_of(record: logging.LogRecord) -> str:
+    try:
+        return record.getMessage()
+    except (TypeError, ValueError, KeyError):
+        return str(record.msg)  # its arguments do not fit
+
+
+def configure(
+    level: Literal["debug", "info", "warning", "error"], form: Literal["json", "console"], writer: LogWriter
+) -> FilteringBoundLogger:
+    """The logger whose lines go to `writer`, as JSON or for people; standard-library logging goes the same way.
+
+    Calling it again replaces what the call before set up.
+    """
+    render: Processor = _render_json if form == "json" else _ConsoleRenderer(colors=writer.is_terminal())
+    processors: list[Processor] = [structlog.processors.TimeStamper(fmt="iso", utc=True), _prepare, render]
+    wrapper = structlog.make_filtering_bound_logger(level)
+    # bind() unwraps the lazy proxy, which would look the configuration up again at every line
+    log: FilteringBoundLogger = structlog.wrap_logger(_Output(writer), processors, wrapper).bind()
+    root = logging.getLogger()
+    for handler in [handler for handler in root.handlers if isinstance(handler, _Libraries)]:
+        root.removeHandler(handler)
+    root.addHandler(_Libraries(log))
+    root.setLevel(level.upper())
+    return log

@@ -1,0 +1,233 @@
+"""Prometheus metrics: every name, label and bucket in one class.
+
+Labels come from the configuration or from enumerations, never from what a client sent; histograms never carry the key,
+because each of their label sets is some fifteen series. Even so every metric is capped: past the cap a new label set
+counts under `other`, so that no mistake of a caller can grow the process without bound.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import platform
+from typing import TYPE_CHECKING, Final, Generic, Protocol, TypeVar
+
+from prometheus_client import Counter, Gauge, Histogram, disable_created_metrics
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.gc_collector import GCCollector
+from prometheus_client.metrics_core import CounterMetricFamily
+from prometheus_client.process_collector import ProcessCollector
+from prometheus_client.registry import Collector
+
+from proxy import __version__
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from prometheus_client import CollectorRegistry
+    from prometheus_client.metrics import MetricWrapperBase
+    from prometheus_client.metrics_core import Metric
+
+OVERFLOW: Final = "other"
+
+# 10,000 label sets of a counter take some 0.3 s to render, of a histogram 3 s (libraries.md section 6)
+_MAX_COUNTER_LABEL_SETS: Final = 10_000
+_MAX_HISTOGRAM_LABEL_SETS: Final = 1_000
+
+# a first token takes 0.2 to 3 s as a rule; a reasoning model thinks for minutes; `first_byte` ends it at 600 s
+_FIRST_BYTE_BUCKETS_S: Final = (0.025, 0.05, 0.1, 0.2, 0.4, 0.8, 1.5, 3, 6, 12, 25, 60, 120, 300, 600)
+# an answer is a second of embeddings or half an hour of tokens
+_DURATION_BUCKETS_S: Final = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 60, 120, 300, 600, 1800)
+# the promise is 1 ms at the median and 3 ms at p99; the upper end is a slowly uploaded body
+_OVERHEAD_BUCKETS_S: Final = (0.00025, 0.0005, 0.001, 0.002, 0.003, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1, 5, 30)
+_LAG_BUCKETS_S: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5)
+_LAG_INTERVAL_S: Final = 0.25
+
+_M = TypeVar("_M", bound="MetricWrapperBase")
+
+
+class CountsDrops(Protocol):
+    """Something that counts the log lines it had to drop."""
+
+    @property
+    def dropped(self) -> int:
+        """Lines dropped so far."""
+
+
+class _Children(Generic[_M]):
+    """The children of one metric by their label values: `labels()` costs five times what a cached child does."""
+
+    def __init__(self, metric: _M, max_label_sets: int) -> None:
+        self._metric = metric
+        self._max_label_sets = max_label_sets
+        self._children: dict[tuple[str, ...], _M] = {}
+
+    def __call__(self, *values: str) -> _M:
+        child = self._children.get(values)
+        return child if child is not None else self._add(values)
+
+    def _add(self, values: tuple[str, ...]) -> _M:
+        if len(self._children) >= self._max_label_sets:
+            return self._metric.labels(*[OVERFLOW] * len(values))
+        child = self._children[values] = self._metric.labels(*values)
+        return child
+
+
+class Metrics:
+    """What Sluice counts. Its methods are cheap and are called from the event loop; `render` may run in a thread."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        # `_created` samples would double the series of every counter, and nothing here reads them
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # the library left it unannotated
+        self._registry = registry
+        ProcessCollector(registry=registry)
+        GCCollector(registry=registry)
+        self._define_exchanges()
+        self._define_upstreams()
+        lag = "How late a timer of the event loop fired."
+        self._lag = Histogram("sluice_event_loop_lag_seconds", lag, registry=registry, buckets=_LAG_BUCKETS_S)
+        build = Gauge("sluice_build_info", "Always 1; the labels tell.", ("version", "python"), registry=registry)
+        build.labels(__version__, platform.python_version()).set(1)
+
+    def _define_exchanges(self) -> None:
+        exchange = ("key", "model", "endpoint", "outcome", "status")
+        answer = ("model", "upstream", "streamed")
+        self._requests = self._counter("sluice_requests_total", "Exchanges that ended.", exchange)
+        self._first_byte = self._histogram(
+            "sluice_time_to_first_byte_seconds",
+            "From the request's arrival to the first body byte downstream.",
+            answer,
+            _FIRST_BYTE_BUCKETS_S,
+        )
+        self._duration = self._histogram(
+            "sluice_duration_seconds", "From the request's arrival to its end.", answer, _DURATION_BUCKETS_S
+        )
+        self._overhead = self._histogram(
+            "sluice_overhead_seconds",
+            "Time in Sluice before the request went upstream.",
+            ("endpoint",),
+            _OVERHEAD_BUCKETS_S,
+        )
+        self._in_flight = _Children(
+            Gauge("sluice_exchanges_in_flight", "Exchanges under way.", ("phase",), registry=self._registry),
+            _MAX_COUNTER_LABEL_SETS,
+        )
+        self._aborts = self._counter("sluice_aborts_total", "Exchanges cut before their end.", ("phase", "by"))
+
+    def _define_upstreams(self) -> None:
+        self._attempts = self._counter("sluice_upstream_attempts_total", "Tries at upstreams.", ("upstream", "result"))
+        self._pauses = self._counter(
+            "sluice_backpressure_pauses_total", "Times a slow client made an upstream wait.", ("upstream",)
+        )
+        self._paused_seconds = self._counter(
+            "sluice_backpressure_seconds_total", "Time upstreams waited for slow clients.", ("upstream",)
+        )
+
+    def _counter(self, name: str, documentation: str, labels: tuple[str, ...]) -> _Children[Counter]:
+        return _Children(Counter(name, documentation, labels, registry=self._registry), _MAX_COUNTER_LABEL_SETS)
+
+    def _histogram(
+        self, name: str, documentation: str, labels: tuple[str, ...], buckets_s: tuple[float, ...]
+    ) -> _Children[Histogram]:
+        histogram = Histogram(name, documentation, labels, registry=self._registry, buckets=buckets_s)
+        return _Children(histogram, _MAX_HISTOGRAM_LABEL_SETS)
+
+    def exchange_ended(
+        self,
+        *,
+        key: str,
+        model: str,
+        endpoint: str,
+        outcome: str,
+        status: int,
+        upstream: str,
+        streamed: bool,
+        duration_s: float,
+        time_to_first_byte_s: float | None,
+        overhead_s: float | None,
+    ) -> None:
+        """Count an exchange that is over, however it ended.
+
+        `key` is the key's id and `model` the configured name or pattern that matched, empty where the exchange did not
+        come so far. Times that never happened (no byte went downstream, nothing went upstream) are None.
+        """
+        self._requests(key, model, endpoint, outcome, str(status)).inc()
+        streamed_label = "true" if streamed else "false"
+        self._duration(model, upstream, streamed_label).observe(duration_s)
+        if time_to_first_byte_s is not None:
+            self._first_byte(model, upstream, streamed_label).observe(time_to_first_byte_s)
+        if overhead_s is not None:
+            self._overhead(endpoint).observe(overhead_s)
+
+    def phase_entered(self, phase: str | None, *, left: str | None = None) -> None:
+        """Move an exchange from phase `left` to `phase`; None for one that has just arrived, or has ended."""
+        if left is not None:
+            self._in_flight(left).dec()
+        if phase is not None:
+            self._in_flight(phase).inc()
+
+    def aborted(self, phase: str, by: str) -> None:
+        """Count an exchange that was cut in `phase` by: client, idle, write_stall, total or drain."""
+        self._aborts(phase, by).inc()
+
+    def attempted(self, upstream: str, result: str) -> None:
+        """Count one try at an upstream, by what came of it."""
+        self._attempts(upstream, result).inc()
+
+    def backpressure(self, upstream: str, pauses: int, seconds: float) -> None:
+        """Add what one exchange made its upstream wait."""
+        self._pauses(upstream).inc(pauses)
+        self._paused_seconds(upstream).inc(seconds)
+
+    def watch_log(self, log: CountsDrops) -> None:
+        """Show what `log` dropped as `sluice_log_dropped_total`. To be called once."""
+        self._registry.register(_LogDrops(log))
+
+    def event_loop_lag(self) -> EventLoopLag:
+        """A probe of the running loop that feeds `sluice_event_loop_lag_seconds`."""
+        return EventLoopLag(self._lag.observe)
+
+    def render(self, accept: str = "") -> tuple[bytes, str]:
+        """The exposition and its content type: OpenMetrics where the Accept header asks for it, else Prometheus' text.
+
+        It takes long with many label sets, and is safe to call in a thread.
+        """
+        encode, content_type = choose_encoder(accept)
+        return encode(self._registry), content_type
+
+
+class _LogDrops(Collector):
+    """Reads the log's own counter when asked, so that the log knows nothing of metrics."""
+
+    def __init__(self, log: CountsDrops) -> None:
+        self._log = log
+
+    def collect(self) -> Iterable[Metric]:
+        """The one sample."""
+        name, documentation = "sluice_log_dropped", "Log lines dropped because the pipe was blocked."
+        yield CounterMetricFamily(name, documentation, value=self._log.dropped)
+
+
+class EventLoopLag:
+    """Observes how late timers fire, with a timer every 250 ms and no task."""
+
+    def __init__(self, observe: Callable[[float], None]) -> None:
+        self._observe = observe
+        self._timer: asyncio.TimerHandle | None = None
+
+    def start(self) -> None:
+        """Begin, in the running loop."""
+        self._arm(asyncio.get_running_loop())
+
+    def stop(self) -> None:
+        """End; no timer is left behind."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _arm(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._timer = loop.call_later(_LAG_INTERVAL_S, self._fire, loop, loop.time() + _LAG_INTERVAL_S)
+
+    def _fire(self, loop: asyncio.AbstractEventLoop, due: float) -> None:
+        # uvloop's clock counts whole milliseconds, and may fire a fraction early
+        self._observe(max(0.0, loop.time() - due))
+        self._arm(loop)

@@ -1,0 +1,157 @@
+"""A real proxy in the test's event loop: a `Worker` on free ports, its log lines and metrics within reach."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import threading
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from prometheus_client import CollectorRegistry
+
+from proxy.config import (
+    Config,
+    KeyConfig,
+    LogConfig,
+    ModelConfig,
+    OpsConfig,
+    PlanConfig,
+    ServerConfig,
+    UpstreamConfig,
+)
+from proxy.config_values import Secret
+from proxy.supervisor import Worker
+from proxy.telemetry.logs import LogWriter, configure
+from proxy.telemetry.metrics import Metrics
+from tests.fakes.waiting import until
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping
+
+KEY = "sk-test-key-0123456789"
+UPSTREAM_KEY = "sk-upstream-9876543210"
+
+
+class _Pipe:
+    """A real pipe whose other end a thread reads: what a log writer writes to in production."""
+
+    def __init__(self) -> None:
+        self._reading, self._writing = os.pipe()
+        self._text = bytearray()
+        self._thread = threading.Thread(target=self._read, daemon=True)
+        self._thread.start()
+
+    def fileno(self) -> int:
+        return self._writing
+
+    def _read(self) -> None:
+        while data := os.read(self._reading, 65536):
+            self._text += data
+        os.close(self._reading)
+
+    def close(self) -> None:
+        os.close(self._writing)
+        self._thread.join()
+
+    @property
+    def text(self) -> str:
+        return self._text.decode()
+
+
+@dataclass
+class Running:
+    """A proxy that runs. `lines` are its log lines so far, decoded."""
+
+    worker: Worker
+    metrics: Metrics
+    pipe: _Pipe
+    scheme: str
+
+    @property
+    def port(self) -> int:
+        return self.worker.port
+
+    @property
+    def ops_port(self) -> int:
+        return self.worker.ops_port
+
+    @property
+    def url(self) -> str:
+        return f"{self.scheme}://localhost:{self.port}/v1"
+
+    @property
+    def log_text(self) -> str:
+        return self.pipe.text
+
+    @property
+    def lines(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.pipe.text.splitlines()]
+
+    @property
+    def exchanges(self) -> list[dict[str, Any]]:
+        """The canonical lines so far."""
+        return [line for line in self.lines if line["event"] == "exchange"]
+
+    async def exchange(self, count: int = 1) -> dict[str, Any]:
+        """Wait until `count` canonical lines are written; the last of them."""
+        await until(lambda: len(self.exchanges) >= count, f"{count} canonical log lines")
+        return self.exchanges[count - 1]
+
+    def sample(self, name: str, **labels: str) -> float:
+        """The value of a metric, 0 where it has none yet."""
+        return self.metrics.registry.get_sample_value(name, labels) or 0.0
+
+    def total(self, name: str) -> float:
+        """The sum of a metric over all its label sets."""
+        samples = [s for metric in self.metrics.registry.collect() for s in metric.samples if s.name == name]
+        return sum(sample.value for sample in samples)
+
+
+def upstream_config(url: str, **settings: Any) -> UpstreamConfig:
+    """An upstream with a key of its own unless `auth` says otherwise."""
+    if settings.get("auth", "bearer") in ("bearer", "api-key"):
+        settings.setdefault("api_keys", (Secret(UPSTREAM_KEY),))
+    return UpstreamConfig(base_url=url, **settings)
+
+
+@contextlib.asynccontextmanager
+async def running(
+    upstream: str | Mapping[str, UpstreamConfig],
+    *,
+    server: Mapping[str, Any] | None = None,
+    models: Mapping[str, ModelConfig] | None = None,
+    plans: Mapping[str, PlanConfig] | None = None,
+    keys: tuple[KeyConfig, ...] | None = None,
+    log_level: str = "info",
+    settings: Mapping[str, Any] | None = None,
+) -> AsyncIterator[Running]:
+    """Run a proxy before `upstream`: one base URL, or named upstreams. `KEY` is accepted unless `keys` says otherwise.
+
+    At the end it is stopped without a drain, and must have nothing left.
+    """
+    config = Config(
+        server=ServerConfig(port=0, **(server or {})),
+        ops=OpsConfig(port=0),
+        upstreams={"up": upstream_config(upstream)} if isinstance(upstream, str) else dict(upstream),
+        models=dict(models or {}),
+        plans=dict(plans or {}),
+        keys=(KeyConfig(id="team-a", secret=Secret(KEY)),) if keys is None else keys,
+        log=msgspec.convert({"level": log_level}, LogConfig),
+        **(settings or {}),
+    )
+    pipe = _Pipe()
+    writer = LogWriter(pipe)
+    metrics = Metrics(CollectorRegistry())
+    metrics.watch_log(writer)
+    worker = Worker(config, metrics, configure(config.log.level, config.log.format, writer))
+    await worker.start()
+    scheme = "https" if config.server.tls.certificate is not None else "http"
+    try:
+        yield Running(worker, metrics, pipe, scheme)
+    finally:
+        await worker.stop(0.0)
+        writer.close()
+        pipe.close()
