@@ -17,7 +17,6 @@ from proxy.server.cors import Cors
 from proxy.server.openai_api import OpenAIApi
 from proxy.server.ops import OpsApi
 from proxy.tasks import BackgroundTasks
-from proxy.telemetry.metrics import Metrics
 from proxy.upstream.connect import Origin, ProxyAddress, tls_context
 from proxy.upstream.pool import UpstreamPool
 
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
     import structlog
 
     from proxy.config import Config, KeyConfig, UpstreamConfig
+    from proxy.telemetry.metrics import Metrics
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 

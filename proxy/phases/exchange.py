@@ -9,6 +9,7 @@ from __future__ import annotations
 import enum
 import time
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ class Timeline:
     def spent_s(self) -> dict[str, float]:
         """Seconds in each phase that has ended, by the phase's name."""
         marks = list(self.began_s.items())
-        return {phase.value: after - at for (phase, at), (_, after) in zip(marks, marks[1:], strict=False)}
+        return {phase.value: after - at for (phase, at), (_, after) in pairwise(marks)}
 
 
 class RequestBody(Protocol):

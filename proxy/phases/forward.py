@@ -1,4 +1,7 @@
-"""Ask the upstream, and judge the head of its answer: nothing went downstream yet, so every failure is still a status."""
+"""Ask the upstream, and judge the head of its answer.
+
+Nothing went downstream yet, so every failure is still a status.
+"""
 
 from __future__ import annotations
 

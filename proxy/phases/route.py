@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 from urllib.parse import parse_qsl, quote, urlencode
 
-from proxy.core import errors, headers
+from proxy.core import headers
 from proxy.core.body import replace_model
 from proxy.phases.admit import model_not_found
 from proxy.phases.authenticate import digest_of, presented_secrets

@@ -10,12 +10,13 @@ import time
 from typing import TYPE_CHECKING, Final, cast
 
 from aiohttp import web
-from aiohttp.http_writer import StreamWriter
 from multidict import CIMultiDict
 
 from proxy.core import errors
 
 if TYPE_CHECKING:
+    from aiohttp.http_writer import StreamWriter
+
     from proxy.core.headers import RawHeaders
 
 # a client that is cut gets what was written before, for so long; then the connection is dropped with it
@@ -64,7 +65,7 @@ class RequestBody:
 
 
 class Downstream:
-    """Writes the answer. `extra` are headers that any answer to this request carries (CORS); `close` ends keep-alive."""
+    """Writes the answer. `extra` headers go with any answer to this request (CORS); `close` ends keep-alive."""
 
     def __init__(self, request: web.BaseRequest, extra: RawHeaders, *, close: bool) -> None:
         self.response: web.StreamResponse | None = None

@@ -1,4 +1,4 @@
-"""aiohttp's server, made ours: every answer is OpenAI's envelope, no request byte reaches a log, connections are capped.
+"""aiohttp's server, made ours: errors are OpenAI's, no request byte reaches a log, connections are capped.
 
 It is aiohttp's low-level server: our own route table costs less than its router, and leaves no second 404 to replace.
 """
@@ -104,7 +104,7 @@ class Connection(RequestHandler):
             if not hasattr(broken, "method"):
                 request.content.set_exception(web.RequestPayloadError("broken framing"))
 
-    def log_exception(self, *args: Any, **kw: Any) -> None:
+    def log_exception(self, *_args: Any, **kw: Any) -> None:
         """Log what happened without the request's bytes, which aiohttp's messages quote."""
         fault = kw.get("exc_info")
         self._server.log.warning("connection fault", fault=type(fault).__name__)
