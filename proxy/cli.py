@@ -54,7 +54,7 @@ def serve(config_file: Path | None, host: str | None, port: int | None, workers:
     """
     from proxy import serving
 
-    chosen = _configuration(config_file)
+    chosen = None if config_file is None else _load(config_file)
     overrides = {
         name: value for name, value in (("host", host), ("port", port), ("workers", workers)) if value is not None
     }
@@ -82,14 +82,14 @@ def demo(port: int, *, once: bool) -> None:
 @click.argument("file", required=False, type=click.Path(path_type=Path, dir_okay=False))
 def check_config(config_file: Path | None, file: Path | None) -> None:
     """Check a configuration and print what is in effect, secrets masked."""
-    from proxy import config_report
+    from proxy import config_schema, config_warnings
 
     chosen = file or config_file
     if chosen is None:
         raise click.UsageError("name a configuration: sluice check-config FILE")
     config = _load(chosen)
-    click.echo(config_report.effective(config), nl=False)
-    for warning in config_report.warnings(config):
+    click.echo(config_schema.effective(config), nl=False)
+    for warning in config_warnings.warnings(config):
         click.echo(f"warning: {warning}", err=True)
     click.echo(f"{chosen}: in order", err=True)
 
@@ -128,21 +128,17 @@ def chat(message: str | None, model: str, base_url: str, key: str | None) -> Non
         _fail(failure)
 
 
-def _configuration(file: Path | None) -> Config | None:
-    """What the file says; None where there is no file."""
-    return None if file is None else _load(file)
-
-
-def _load(file: Path) -> Config:
-    from proxy import config_file as reader
+def _load(path: Path) -> Config:
+    from proxy import config_file
+    from proxy.config_problems import ConfigError
 
     try:
-        return reader.load(file, os.environ)
-    except reader.ConfigError as error:
+        return config_file.load(path, os.environ)
+    except ConfigError as error:
         for problem in error.problems:
             click.echo(str(problem), err=True)
         count = len(error.problems)
-        click.echo(f"{file}: {count} mistake{'s' if count != 1 else ''}", err=True)
+        click.echo(f"{path}: {count} mistake{'s' if count != 1 else ''}", err=True)
         sys.exit(2)
 
 

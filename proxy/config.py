@@ -12,16 +12,18 @@ from typing import Annotated, Any, Final, Literal
 
 from msgspec import Meta, Struct, field
 
-from proxy.config_values import Path, Secret, SecretUrl
+from proxy.config_values import Secret, SecretUrl
 
 _YEAR_S: Final = 366 * 86400
-# the schema's `type` is widened where a file may say it in words; `unit` tells the reader and the dump
+# `unit` tells the reader, the dump and the schema that numbers of this kind may be written in words
 _WORDS: Final[dict[str, Any]] = {
-    "type": ["number", "string"],
     "pattern": r"^[0-9]+(\.[0-9]+)?(ms|s|m|h|d)?$|\$\{",
     "examples": ["250ms", "5s", "2m", "1h"],
 }
 _UNIT: Final = {"unit": "s"}
+_HOST: Final = {"must": "be a host name or an address, without scheme, port or brackets"}
+_NAME: Final = {"must": "be 1 to 128 letters, digits or . _ : @ / + -, the first a letter, a digit or _"}
+_GLOB: Final = {"must": "be a name or a pattern with * and ?, without spaces or brackets"}
 
 Port = Annotated[int, Meta(ge=0, le=65535)]
 Count = Annotated[int, Meta(ge=1, le=2**53)]
@@ -31,10 +33,10 @@ Share = Annotated[float, Meta(ge=0, le=1_000_000)]
 Usd = Annotated[float, Meta(ge=0, le=1_000_000)]
 Duration = Annotated[float, Meta(gt=0, le=_YEAR_S, extra=_UNIT, extra_json_schema=_WORDS)]
 Pause = Annotated[float, Meta(ge=0, le=_YEAR_S, extra=_UNIT, extra_json_schema=_WORDS)]
-Host = Annotated[str, Meta(min_length=1, max_length=255)]
+Host = Annotated[str, Meta(pattern=r"^[A-Za-z0-9._:%-]{1,255}$", extra=_HOST)]
 Filename = Annotated[str, Meta(min_length=1, max_length=4096)]
-Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._:@/+-]{0,127}$")]  # also a label of metrics and logs
-Glob = Annotated[str, Meta(pattern=r"^[^\s\[\]]{1,256}$")]
+Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._:@/+-]{0,127}$", extra=_NAME)]  # a label of metrics, too
+Glob = Annotated[str, Meta(pattern=r"^[^\s\[\]]{1,256}$", extra=_GLOB)]
 Limit = Annotated[str, Meta(examples=["60/minute", "10000/day"])]
 
 
@@ -271,6 +273,6 @@ class Config(_Settings, frozen=True):
 
 
 class LoadedConfig(Config, frozen=True):
-    """A configuration with what its file says itself: `written` has the paths of all settings that stand there."""
+    """A configuration from a file; `without_effect` has the paths of what the file sets and this version ignores."""
 
-    written: frozenset[Path] = frozenset()
+    without_effect: tuple[str, ...] = ()

@@ -1,4 +1,4 @@
-"""The values a configuration is made of: durations, secrets and limits; and what is said when one is wrong."""
+"""The values a configuration is made of: secrets, durations and limits."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import re
 from decimal import Decimal
 from typing import Final
 from urllib.parse import parse_qsl, quote, urlsplit
-
-import msgspec
 
 MASK: Final = "***"
 
@@ -17,8 +15,6 @@ _LIMIT: Final = re.compile(
     r"\s*([0-9]{1,15}(?:\.[0-9]{1,9})?)\s*(?:/|per\s)\s*([0-9]{0,4})\s*([a-z]+)\s*", re.IGNORECASE
 )
 _CREDENTIAL_NAME: Final = re.compile(r"key|token|secret|passw|signature|credential|^sig$|^code$", re.IGNORECASE)
-
-Path = tuple[str | int, ...]  # where in the file a value stands: ("keys", 1, "secret")
 
 
 class Secret:
@@ -77,43 +73,6 @@ class SecretUrl(Secret):
 def is_credential_name(name: str) -> bool:
     """Whether a query member of this name likely holds a credential."""
     return _CREDENTIAL_NAME.search(name) is not None
-
-
-class Problem(msgspec.Struct, frozen=True, kw_only=True):
-    """One thing that is wrong with a configuration: where, and what.
-
-    `path` is dotted (`keys[1].secret`), empty for the file as a whole; `line` counts from 1.
-    """
-
-    path: str
-    line: int | None
-    message: str
-    file: str | None = None
-
-    def __str__(self) -> str:
-        place = [self.file or "configuration"] if self.line is None else [self.file or "configuration", str(self.line)]
-        where = ":".join(place)
-        return f"{where}: {self.path}: {self.message}" if self.path else f"{where}: {self.message}"
-
-
-class ConfigError(Exception):
-    """A configuration that cannot be used; `problems` has all that is wrong with it, ordered by line."""
-
-    def __init__(self, problems: list[Problem]) -> None:
-        super().__init__("\n".join(map(str, problems)))
-        self.problems = problems
-
-
-def dotted(path: Path) -> str:
-    """A path as it is written in messages; names that hold dots or spaces are quoted."""
-    text = ""
-    for step in path:
-        if isinstance(step, int):
-            text += f"[{step}]"
-            continue
-        plain = re.fullmatch(r"[^\s.\[\]\"]{1,100}", step) is not None and step.isprintable()
-        text += ("." if text else "") + (step if plain else ascii(step[:100]).replace("'", '"'))
-    return text
 
 
 def parse_duration(text: str) -> float:

@@ -9,13 +9,12 @@ import os
 import signal
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
 from prometheus_client import CollectorRegistry
 
-from proxy import config_file, config_report
+from proxy import config_file, config_warnings
 from proxy.simulator.server import MODEL_HELP, Simulator
 from proxy.supervisor import Worker, listener
 from proxy.telemetry.logs import LogWriter, configure
@@ -85,12 +84,12 @@ async def _worker(config: Config) -> AsyncIterator[Worker]:
 async def _unconfigured(stack: contextlib.AsyncExitStack) -> tuple[Config, str]:
     """A configuration from the environment alone, the simulator running where no upstream is known."""
     simulator_url = None
-    if not os.environ.get("OPENAI_API_KEY"):
+    if config_file.wants_simulator(os.environ):
         simulator = Simulator()
         await simulator.start()
         stack.push_async_callback(simulator.close)
         simulator_url = simulator.url
-    return config_file.without_file(os.environ, Path.home(), simulator_url=simulator_url)
+    return config_file.without_file(os.environ, config_file.state_directory(os.environ), simulator_url)
 
 
 def _served(worker: Worker, key: str | None) -> Served:
@@ -103,7 +102,7 @@ def _served(worker: Worker, key: str | None) -> Served:
         base_url=f"{scheme}://{_host(config.server.host)}:{worker.port}/v1",
         ops_url=f"http://{_host(config.ops.host)}:{worker.ops_port}",
         upstreams=upstreams,
-        warnings=config_report.warnings(config),
+        warnings=config_warnings.warnings(config),
         key=key,
         model=model,
     )
@@ -132,7 +131,7 @@ async def demo(port: int, *, once: bool, banner: Callable[[Served], None], echo:
         simulator = Simulator()
         await simulator.start()
         stack.push_async_callback(simulator.close)
-        config, key = config_file.without_file({}, Path.home(), simulator_url=simulator.url)
+        config, key = config_file.without_file({}, config_file.state_directory(os.environ), simulator.url)
         server = msgspec.structs.replace(config.server, port=port if _is_free(config.server.host, port) else 0)
         ops = config.ops if _is_free(config.ops.host, config.ops.port) else msgspec.structs.replace(config.ops, port=0)
         log = msgspec.structs.replace(config.log, format="console")

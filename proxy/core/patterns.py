@@ -1,46 +1,64 @@
-"""Names matched by names and globs; the most specific pattern wins."""
+"""Names matched by patterns, where the most specific pattern wins: for the models of routes and plans.
+
+`*` stands for any characters, `?` for one; everything else stands for itself, in its own case. An exact name beats a
+pattern; then more literal characters win over fewer, fewer wildcards over more, and earlier over later.
+"""
 
 from __future__ import annotations
 
+import fnmatch
+import functools
 import re
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-# names come from clients: the memory of what a name matched is thrown away when it has grown to this
-MAX_REMEMBERED: Final = 4096
-_WILD: Final = re.compile(r"[*?]")
+_CACHED_NAMES: Final = 1024  # names come from clients: the cache must not grow with what they think of
+_CACHED_NAME_CHARACTERS: Final = 256
 
 
 class PatternTable:
-    """Patterns with `*` (any characters) and `?` (one), case-sensitive.
-
-    An exact name beats a glob, more literal characters beat fewer, then fewer wildcards, then the order given.
-    """
+    """Patterns, compiled once. Exact names are found in O(1), others through a bounded cache."""
 
     def __init__(self, patterns: Iterable[str]) -> None:
-        ordered = list(patterns)
-        self._exact = frozenset(pattern for pattern in ordered if not _WILD.search(pattern))
-        globs = [pattern for pattern in ordered if _WILD.search(pattern)]
-        globs.sort(key=lambda pattern: (-len(_WILD.sub("", pattern)), len(_WILD.findall(pattern))))
-        self._globs = [(re.compile(_regex(pattern), re.DOTALL), pattern) for pattern in globs]
-        self._remembered: dict[str, str | None] = {}
+        given = list(dict.fromkeys(patterns))
+        self._exact = frozenset(pattern for pattern in given if not _wildcards(pattern))
+        globs = sorted((pattern for pattern in given if pattern not in self._exact), key=_specificity)
+        self._globs = [(pattern, _compile(pattern)) for pattern in globs]
+        self._remembered = functools.lru_cache(_CACHED_NAMES)(self._match_globs)
+
+    def __repr__(self) -> str:
+        return f"PatternTable({[*sorted(self._exact), *(pattern for pattern, _ in self._globs)]})"
 
     def match(self, name: str) -> str | None:
-        """The most specific pattern that `name` matches, None if none does."""
+        """The most specific pattern that `name` matches as a whole; None if there is none."""
         if name in self._exact:
             return name
-        if name in self._remembered:
-            return self._remembered[name]
-        found = next((pattern for regex, pattern in self._globs if regex.fullmatch(name)), None)
-        if len(self._remembered) >= MAX_REMEMBERED:
-            self._remembered.clear()
-        self._remembered[name] = found
-        return found
+        if len(name) > _CACHED_NAME_CHARACTERS:
+            return self._match_globs(name)
+        return self._remembered(name)
+
+    def _match_globs(self, name: str) -> str | None:
+        for pattern, compiled in self._globs:
+            if compiled.match(name) is not None:
+                return pattern
+        return None
 
 
-def _regex(pattern: str) -> str:
-    """Runs of wildcards are merged and made atomic where they can be, so that no name costs exponential time."""
-    parts = re.split(r"(\*+|\?)", pattern)
-    return "".join(".*?" if part.startswith("*") else "." if part == "?" else re.escape(part) for part in parts)
+def _wildcards(pattern: str) -> int:
+    return pattern.count("*") + pattern.count("?")
+
+
+def _specificity(pattern: str) -> tuple[int, int]:
+    """Sorts the most specific first; the sort is stable, so equals stay in the order they were given."""
+    return _wildcards(pattern) - len(pattern), _wildcards(pattern)
+
+
+def _compile(pattern: str) -> re.Pattern[str]:
+    """A regular expression for a glob.
+
+    `fnmatch` writes every `*` but the last as an atomic group, so that no name makes the search backtrack without
+    end. Its character classes are switched off: a bracket stands for itself.
+    """
+    return re.compile(fnmatch.translate(pattern.replace("[", "[[]")))

@@ -7,6 +7,7 @@ returns, and the next one takes it.
 from __future__ import annotations
 
 import enum
+import secrets
 import time
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -33,6 +34,11 @@ class Endpoint:
     name: str
     treatment: Treatment
     shape: StreamShape
+
+
+def new_exchange_id() -> str:
+    """What `x-sluice-id` says and the log line has."""
+    return f"sl_{secrets.token_hex(12)}"
 
 
 class Phase(enum.Enum):

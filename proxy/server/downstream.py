@@ -95,8 +95,8 @@ class Downstream:
         """Send the head; without a length the body is chunked."""
         self.response = web.StreamResponse(status=status, headers=_decoded([*headers, *self._extra]))
         self.response.headers["Server"] = "sluice"
-        if self._close:
-            self.response.force_close()
+        if self._close or self._request.content.exception() is not None:
+            self.response.force_close()  # a body that broke off leaves a connection out of step
         if content_length is not None:
             self.response.content_length = content_length
         self._writer = cast("StreamWriter", await self.response.prepare(self._request))

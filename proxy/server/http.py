@@ -5,12 +5,13 @@ It is aiohttp's low-level server: our own route table costs less than its router
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
 
 from proxy.core import errors
+from proxy.phases.exchange import new_exchange_id
 
 if TYPE_CHECKING:
     import asyncio
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
 _KEEPALIVE_S: Final = 75.0
 # after an early error an unread body is read on for so long, so that the client gets to read the answer
 _LINGER_S: Final = 5.0
+# a client that is refused has so long to read why; no more than this many at a time, as each holds a descriptor
+_REFUSED_LINGER_S: Final = 1.0
+_MAX_REFUSED: Final = 64
 _HEAD_LINE_BYTES: Final = 16384
 # a body is taken from the socket in pieces of at most twice this, and held no further
 _READ_BYTES: Final = 65536
@@ -60,6 +64,7 @@ class Server(web.Server):
         super().__init__(handler, **kwargs)
         self.max_connections = max_connections
         self.log = log
+        self.refused: set[Connection] = set()
         self._connection_kwargs = kwargs | {"loop": self._loop}
         self._connection_kwargs.pop("handler_cancellation", None)
 
@@ -82,15 +87,31 @@ class Connection(RequestHandler):
         if len(self._server.connections) < self._server.max_connections:
             super().connection_made(transport)
             return
-        self._force_close = True
+        self._refuse(cast("asyncio.Transport", transport))
+
+    def _refuse(self, transport: asyncio.Transport) -> None:
+        """Answer 503 and let go; not at once, as a close with bytes unread is a reset, which takes the answer along."""
+        self._force_close = True  # what comes in now is dropped
         error = errors.ProxyError(errors.TOO_MANY_CONNECTIONS, "Too many connections.", retry_after_s=1.0)
-        body = errors.envelope(error)
-        transport.write(  # type: ignore[attr-defined]  # asyncio types a stream transport as BaseTransport here
-            b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nConnection: close\r\n"
-            b"retry-after: 1\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
+        body, refusal_id = errors.envelope(error), new_exchange_id().encode("ascii")
+        transport.write(
+            b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nServer: sluice\r\n"
+            b"x-request-id: %b\r\nx-sluice-id: %b\r\nretry-after: 1\r\nretry-after-ms: 1000\r\n"
+            b"Connection: close\r\nContent-Length: %d\r\n\r\n%b" % (refusal_id, refusal_id, len(body), body)
         )
-        transport.close()
+        refused = self._server.refused
+        if transport.can_write_eof() and len(refused) < _MAX_REFUSED:
+            refused.add(self)
+            transport.write_eof()
+            self._loop.call_later(_REFUSED_LINGER_S, transport.abort)
+        else:
+            transport.close()
         self._server.log.warning("connection refused", limit=self._server.max_connections)
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """Forget the connection."""
+        self._server.refused.discard(self)
+        super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         """Parse what came; a body that breaks its framing ends the exchange that reads it, at once.
@@ -107,6 +128,8 @@ class Connection(RequestHandler):
     def log_exception(self, *_args: Any, **kw: Any) -> None:
         """Log what happened without the request's bytes, which aiohttp's messages quote."""
         fault = kw.get("exc_info")
+        if isinstance(fault, (web.RequestPayloadError, errors.ProxyError)):
+            return  # a body that broke off or was late: its exchange has told of it, and aiohttp meets it once more
         self._server.log.warning("connection fault", fault=type(fault).__name__)
 
     def handle_error(
@@ -126,8 +149,10 @@ class Connection(RequestHandler):
         else:
             error = errors.ProxyError(errors.INTERNAL, "Sluice failed on this request.")
         log = self._server.log.info if status < 500 else self._server.log.error
-        log("malformed request" if status < 500 else "handler fault", client=request.remote, fault=type(exc).__name__)
+        answer_id = new_exchange_id()
+        event = "malformed request" if status < 500 else "handler fault"
+        log(event, id=answer_id, client=request.remote, fault=type(exc).__name__)
         response = web.Response(status=error.kind.status, body=errors.envelope(error), content_type="application/json")
-        response.headers["Server"] = "sluice"
+        response.headers.update({"Server": "sluice", "x-request-id": answer_id, "x-sluice-id": answer_id})
         response.force_close()
         return response

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import secrets
 from typing import TYPE_CHECKING
 
-from aiohttp import web
+from aiohttp import HttpVersion10, HttpVersion11, web
 
 from proxy.core import errors
-from proxy.phases.exchange import Exchange
+from proxy.phases.exchange import Exchange, new_exchange_id
 from proxy.server.downstream import Downstream, RequestBody
 from proxy.server.routes import UNROUTED, resolve
 
@@ -48,12 +47,13 @@ class OpenAIApi:
         endpoint: Endpoint = UNROUTED
         path = "/"
         try:
+            _refuse_version(request)
             endpoint, path = resolve(request.method, raw_path)
             self._refuse(request)
         except errors.ProxyError as error:
             refusal = error
         exchange = Exchange(
-            id=f"sl_{secrets.token_hex(12)}",
+            id=new_exchange_id(),
             endpoint=endpoint,
             method=request.method,
             path=path,
@@ -67,6 +67,10 @@ class OpenAIApi:
 
     def _refuse(self, request: web.BaseRequest) -> None:
         """What no endpoint takes."""
+        coding = request.headers.get("Transfer-Encoding")
+        if coding is not None and (coding.strip().lower() != "chunked" or request.version == HttpVersion10):
+            # another coding would stay in the body; and HTTP/1.0 has none at all (RFC 9112 section 6.1)
+            raise errors.ProxyError(errors.BAD_REQUEST, "The only Transfer-Encoding understood is chunked.")
         expect = request.headers.get("Expect")
         if expect is not None and expect.strip().lower() != "100-continue":
             raise errors.ProxyError(errors.EXPECTATION_FAILED, "Only `Expect: 100-continue` is understood.")
@@ -85,3 +89,10 @@ class OpenAIApi:
             private_network="Access-Control-Request-Private-Network" in request.headers,
         )
         return web.Response(status=204, headers={**headers, "Server": "sluice"})
+
+
+def _refuse_version(request: web.BaseRequest) -> None:
+    """What claims to be HTTP/0.9 or HTTP/2.0 in the form of HTTP/1.1."""
+    if request._version not in (HttpVersion10, HttpVersion11):  # noqa: SLF001 - aiohttp keeps what `version` says
+        request._version = HttpVersion11  # noqa: SLF001 - or the answer's status line would claim that version
+        raise errors.ProxyError(errors.BAD_REQUEST, "Only HTTP/1.0 and HTTP/1.1 are spoken here.")

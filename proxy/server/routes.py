@@ -42,7 +42,7 @@ UNROUTED: Final = Endpoint("unrouted", Treatment.STATEFUL, StreamShape.OTHER)
 _PREFIX: Final = re.compile(r"(?:/openai)?(?:/v1)?(?:/deployments/[^/]+)?(?=/|$)")
 # spellings by which a path could mean one thing here and another upstream
 _AMBIGUOUS: Final = re.compile(
-    r"//|\\|/\.{1,2}(?:/|$)|%(?:2e|2f|5c|25|[01][0-9a-f]|7f)|[\x00-\x20\x7f-\xff]", re.IGNORECASE
+    r"//|[\\#]|/\.{1,2}(?:/|$)|%(?:2e|2f|5c|25|[01][0-9a-f]|7f)|[\x00-\x20\x7f-\xff]", re.IGNORECASE
 )
 _AMBIGUOUS_NAME: Final = re.compile(r"(?:^|/)\.{1,2}(?:/|$)|[\x00-\x1f\x7f]")
 
@@ -56,6 +56,10 @@ def resolve(method: str, raw_path: str) -> tuple[Endpoint, str]:
     path = raw_path[prefix.end() :] if prefix else raw_path
     if method not in _METHODS:
         raise errors.ProxyError(errors.METHOD_NOT_SUPPORTED, "This HTTP method is not supported.")
+    again = _PREFIX.match(path)
+    if again is not None and again.end():
+        # an upstream that takes paths with and without /v1 would serve what passed unmetered here
+        raise errors.ProxyError(errors.UNKNOWN_URL, "Invalid URL: its prefix is given twice.")
     if method in ("GET", "HEAD") and (path.rstrip("/") == "/models" or path.startswith("/models/")):
         return MODELS, _model_path(path)
     if _AMBIGUOUS.search(path):

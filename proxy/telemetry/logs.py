@@ -126,9 +126,9 @@ _SECRET_NAMES: Final = frozenset(
     | {"prompt", "messages", "message", "content", "input", "output", "instructions", "completion", "body", "chunk"}
 )
 _SECRET_SUFFIXES: Final = ("_key", "_secret", "_token", "_password", "apikey", "_authorization", "_cookie", "_content")
-# in a rendered line: a key is at the start of a word, where JSON's own escapes such as \n do not count as letters
+# in a rendered line: a key is at the start of a word, where escapes such as \n and \x1b do not count as letters
 _CREDENTIALS: Final = re.compile(
-    rb"""(?:(?<![A-Za-z0-9])|(?<=\\[bfnrt])|(?<=\\u[0-9a-f]{4}))(?:sk-[\w-]{4,}|(?i:bearer)\s+[^\s"'\\]+)"""
+    rb"""(?:(?<![A-Za-z0-9])|(?<=\\[bfnrt])|(?<=\\u[0-9a-f]{4})|(?<=\\x[0-9a-f]{2}))(?:sk-[\w-]{4,}|(?i:bearer)\s+[^\s"'\\]+)"""
 )
 _PLAIN_TYPES: Final = frozenset({int, float, bool, type(None)})
 
@@ -291,5 +291,7 @@ def configure(
     for handler in [handler for handler in root.handlers if isinstance(handler, _Libraries)]:
         root.removeHandler(handler)
     root.addHandler(_Libraries(log))
-    root.setLevel(level.upper())
+    # what libraries say below a warning is of no use without their messages
+    root.setLevel(logging.WARNING)
+    logging.getLogger("sluice").setLevel(level.upper())
     return log

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 HAPPY_EYEBALLS_DELAY_S: Final = 0.25  # RFC 8305 section 5
-# With TLS, one read of the loop takes up to 256 KiB into its own buffers, if the kernel holds that much.
-TLS_RECEIVE_BUFFER_BYTES: Final = 128 * 1024
 # A vanished peer is noticed after 60 + 4 x 15 s: sooner than most idle timeouts of the network in between.
 KEEPALIVE_IDLE_S: Final = 60
 KEEPALIVE_INTERVAL_S: Final = 15
@@ -77,6 +75,7 @@ def tls_context(
     """
     context = ssl.create_default_context(cafile=ca)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.options |= ssl.OP_NO_RENEGOTIATION
     context.set_alpn_protocols(["http/1.1"])
     if not verify:
         context.check_hostname = False
@@ -119,7 +118,7 @@ async def connect(
 
 async def _establish(origin: Origin, connection: UpstreamConnection) -> None:
     target = origin.proxy or origin
-    sock = await _dial(target.host, target.port, small_buffer=origin.tls is not None)
+    sock = await _dial(target.host, target.port)
     loop = asyncio.get_running_loop()
     try:
         await loop.create_connection(lambda: connection, sock=sock)
@@ -134,10 +133,10 @@ async def _establish(origin: Origin, connection: UpstreamConnection) -> None:
         raise _unreachable("the upstream closed the connection at once")
 
 
-async def _dial(host: str, port: int, *, small_buffer: bool) -> socket.socket:
+async def _dial(host: str, port: int) -> socket.socket:
     def new_socket(address: tuple[Any, ...]) -> socket.socket:
         sock = socket.socket(*address[:3])
-        _tune(sock, small_buffer=small_buffer)
+        _tune(sock)
         return sock
 
     loop = asyncio.get_running_loop()
@@ -153,7 +152,7 @@ async def _dial(host: str, port: int, *, small_buffer: bool) -> socket.socket:
         raise _unreachable("could not connect to the upstream") from error
 
 
-def _tune(sock: socket.socket, *, small_buffer: bool) -> None:
+def _tune(sock: socket.socket) -> None:
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, value in (
@@ -163,8 +162,6 @@ def _tune(sock: socket.socket, *, small_buffer: bool) -> None:
     ):
         if (option := getattr(socket, name, None)) is not None:
             sock.setsockopt(socket.IPPROTO_TCP, option, value)
-    if small_buffer:  # before connecting: the window scale is agreed on then
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, TLS_RECEIVE_BUFFER_BYTES)
 
 
 async def _tunnel(connection: UpstreamConnection, origin: Origin, proxy: ProxyAddress) -> None:
@@ -189,16 +186,12 @@ async def _tunnel(connection: UpstreamConnection, origin: Origin, proxy: ProxyAd
 
 
 async def _secure(connection: UpstreamConnection, context: ssl.SSLContext, server_hostname: str) -> None:
-    loop = asyncio.get_running_loop()
     try:
-        transport = await loop.start_tls(connection.transport, connection, context, server_hostname=server_hostname)
+        await connection.secure(context, server_hostname)
     except ssl.SSLCertVerificationError as error:
         raise _unreachable("the upstream's certificate was not accepted") from error
     except OSError as error:  # ssl.SSLError among them
         raise _unreachable("the TLS handshake with the upstream failed") from error
-    if transport is None or transport.is_closing():
-        raise _unreachable("the TLS handshake with the upstream failed")
-    connection.secured(transport)
 
 
 def _unreachable(message: str) -> ProxyError:

@@ -1,9 +1,8 @@
 """One HTTP/1.1 connection to an upstream, used by one exchange at a time.
 
-A protocol on the loop's transport, plain or TLS, that parses in the callback in which bytes arrive. Three things hold:
-what waits for the exchange is bounded (reading pauses), the end of a connection is always `transport.abort()`
-(`close()` leaves TLS connections on uvloop open for 30 s and reads on, uvloop#471), and a connection that delivered
-anything nobody asked for is never used again.
+A protocol on the loop's TCP transport that decrypts and parses in the callback in which bytes arrive. Three things
+hold: what waits for the exchange is bounded (reading pauses), the end of a connection is always `transport.abort()`
+(`close()` waits for what is unsent), and a connection that delivered anything nobody asked for is never used again.
 """
 
 from __future__ import annotations
@@ -11,10 +10,11 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Final, cast
 
 from proxy.core.errors import INTERNAL, UPSTREAM_PROTOCOL_ERROR, UPSTREAM_STALE, ProxyError
 from proxy.upstream.framing import ResponseHead, ResponseReader
+from proxy.upstream.tls import TlsSession
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,27 +23,28 @@ __all__ = ["ResponseHead", "UpstreamConnection"]
 
 READ_BUFFER_BYTES: Final = 32 * 1024  # at most this much arrives in one callback
 MAX_WAITING_BYTES: Final = 32 * 1024  # of body that nobody took: above it, reading pauses
-MAX_UNSENT_BYTES: Final = 64 * 1024  # in the transport: above it, an upload waits; TLS layers default to 512 KiB
-MAX_ENCRYPTED_BYTES: Final = 32 * 1024  # in the TLS layer while reading is paused; the default is 256 KiB
+MAX_UNSENT_BYTES: Final = 64 * 1024  # in the transport: above it, an upload waits; uvloop's and asyncio's default
 _PEEK: Final = socket.MSG_PEEK | getattr(socket, "MSG_DONTWAIT", 0)
 
 
 class UpstreamConnection(asyncio.BufferedProtocol):
     """The connection.
 
-    `read_buffer` may be shared by all connections of a loop: over TCP and TLS, asyncio and uvloop fill it and call
-    `buffer_updated` with nothing in between. `on_closed` is called once, when the connection became unusable.
+    `read_buffer` may be shared by all connections of a loop: asyncio and uvloop fill it and call `buffer_updated` with
+    nothing in between. `on_closed` is called once, when the connection became unusable.
     """
 
     __slots__ = (
         "_drained",
         "_error",
+        "_handshaking",
         "_loop",
         "_on_closed",
         "_read_buffer",
         "_reader",
         "_reading_paused",
         "_socket",
+        "_tls",
         "_transport",
         "_waiter",
         "_writing_paused",
@@ -60,6 +61,8 @@ class UpstreamConnection(asyncio.BufferedProtocol):
         self._on_closed = on_closed
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
+        self._tls: TlsSession | None = None
+        self._handshaking = False
         self._socket: socket.socket | None = None
         self._reader: ResponseReader | None = None
         self._error: BaseException | None = None
@@ -70,7 +73,7 @@ class UpstreamConnection(asyncio.BufferedProtocol):
 
     @property
     def transport(self) -> asyncio.Transport:
-        """The transport in use; there is one from `connection_made` on."""
+        """The TCP transport; there is one from `connection_made` on."""
         return cast("asyncio.Transport", self._transport)
 
     @property
@@ -89,8 +92,12 @@ class UpstreamConnection(asyncio.BufferedProtocol):
 
     def write(self, data: bytes | memoryview) -> None:
         """Send bytes; the transport keeps what the kernel does not take."""
-        if not self.closed:
-            self.transport.write(data)
+        if self.closed:
+            return
+        if self._tls is not None:
+            self._tls.encrypt(data)
+            data = self._tls.to_send()
+        self.transport.write(data)
 
     async def drain(self) -> None:
         """Wait while the transport keeps too much. Raises what ended the connection, if it ended."""
@@ -122,7 +129,10 @@ class UpstreamConnection(asyncio.BufferedProtocol):
         """Read on, if reading was paused because too much waited."""
         if self._reading_paused and not self.closed:
             self._reading_paused = False
-            self.transport.resume_reading()
+            if self._tls is not None:
+                self._decrypt(self._tls)
+            if not self._reading_paused and not self.closed:
+                self.transport.resume_reading()
 
     def finish(self) -> None:
         """The exchange is over: until the next `begin`, any byte ends the connection."""
@@ -168,10 +178,18 @@ class UpstreamConnection(asyncio.BufferedProtocol):
         """Know the socket under the transport."""
         self._socket = sock
 
-    def secured(self, transport: asyncio.Transport) -> None:
-        """Go on over TLS: `transport` is what `loop.start_tls` returned."""
-        self.connection_made(transport)
-        cast("Any", transport).set_read_buffer_limits(high=MAX_ENCRYPTED_BYTES)  # TLS transports of both loops have it
+    async def secure(self, context: ssl.SSLContext, server_hostname: str) -> None:
+        """Go on over TLS: shake hands. Raises OSError, ssl.SSLError among them."""
+        self._tls = TlsSession(context, server_hostname)
+        self._handshaking = True
+        while not self._tls.handshake():
+            if self.closed:
+                raise ConnectionResetError("the connection ended within the TLS handshake")
+            self.transport.write(self._tls.to_send())
+            await self.changed()
+        self._handshaking = False
+        self.transport.write(self._tls.to_send())
+        self._decrypt(self._tls)  # what came along with the end of the handshake
 
     # what the transport calls
 
@@ -188,25 +206,20 @@ class UpstreamConnection(asyncio.BufferedProtocol):
 
     def buffer_updated(self, nbytes: int) -> None:
         """Called by the transport: `nbytes` arrived in the buffer."""
-        reader = self._reader
-        if reader is None or reader.complete:
-            self.abort()  # bytes that nobody asked for
+        data = self._read_buffer[:nbytes]
+        if self._tls is None:
+            self._feed(data)
             return
-        try:
-            reader.feed(self._read_buffer[:nbytes])
-        except ProxyError as error:
-            self.fail(error.with_traceback(None))  # its frames hold this connection, which holds the error
-            return
-        if reader.excess:
-            self.abort()  # the response itself is whole
-        elif len(reader.body) > MAX_WAITING_BYTES and not self._reading_paused:
-            self._reading_paused = True
-            self.transport.pause_reading()
-        _wake(self._waiter)
+        self._tls.received(data)
+        if self._handshaking:
+            _wake(self._waiter)
+        else:
+            self._decrypt(self._tls)
 
     def eof_received(self) -> None:
         """Called by the transport: the peer will send no more. The connection is then closed in both directions."""
-        self._ended(_ragged_end(self.transport))
+        # Anyone on the path can end TLS so: a body that only the end delimits is incomplete (RFC 9112 section 9.8).
+        self._ended(None if self._tls is None else ssl.SSLEOFError("the connection ended without close_notify"))
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Called by the transport: closed, or broken by `exc`."""
@@ -220,6 +233,38 @@ class UpstreamConnection(asyncio.BufferedProtocol):
         """Called by the transport: it sent enough to take more."""
         self._writing_paused = False
         _wake(self._drained)
+
+    def _decrypt(self, tls: TlsSession) -> None:
+        """Take what has arrived, unless reading is paused: the rest is then decrypted as it resumes."""
+        try:
+            while not self._reading_paused and (size := tls.decrypt_into(self._read_buffer)):
+                self._feed(self._read_buffer[:size])
+                if self.closed:
+                    return
+        except ssl.SSLError as error:
+            self._ended(error)
+            return
+        if tls.peer_closed:
+            self._ended(None)
+        elif answer := tls.to_send():
+            self.transport.write(answer)
+
+    def _feed(self, data: memoryview) -> None:
+        reader = self._reader
+        if reader is None or reader.complete:
+            self.abort()  # bytes that nobody asked for
+            return
+        try:
+            reader.feed(data)
+        except ProxyError as error:
+            self.fail(error.with_traceback(None))  # its frames hold this connection, which holds the error
+            return
+        if reader.excess:
+            self.abort()  # the response itself is whole
+        elif len(reader.body) > MAX_WAITING_BYTES and not self._reading_paused:
+            self._reading_paused = True
+            self.transport.pause_reading()
+        _wake(self._waiter)
 
     def _ended(self, cause: Exception | None) -> None:
         """The peer closed the connection, or it broke because of `cause`."""
@@ -243,20 +288,3 @@ class UpstreamConnection(asyncio.BufferedProtocol):
 def _wake(waiter: asyncio.Future[None] | None) -> None:
     if waiter is not None and not waiter.done():
         waiter.set_result(None)
-
-
-def _ragged_end(transport: asyncio.Transport) -> ssl.SSLError | None:
-    """The error of a TLS connection that ended without close_notify.
-
-    Anyone on the path can end it so; a body that only the end delimits is then incomplete (RFC 9112 section 9.8).
-    """
-    tls = transport.get_extra_info("ssl_object")
-    if tls is None:
-        return None
-    try:
-        tls.read(1)  # b"" once close_notify was received; else the TLS layer wants more
-    except ssl.SSLZeroReturnError:
-        return None
-    except ssl.SSLError as error:
-        return error
-    return None

@@ -16,6 +16,7 @@ class ConnectProxy:
         self.heads: list[bytes] = []
         self.port = 0
         self._pumps: set[asyncio.Task[None]] = set()
+        self._writers: list[asyncio.StreamWriter] = []
 
     async def __aenter__(self) -> Self:
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
@@ -27,8 +28,12 @@ class ConnectProxy:
         for pump in self._pumps:
             pump.cancel()
         await asyncio.gather(*self._pumps, return_exceptions=True)
+        for writer in self._writers:
+            writer.transport.abort()
+        await asyncio.gather(*(writer.wait_closed() for writer in self._writers), return_exceptions=True)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._writers.append(writer)
         head = await reader.readuntil(b"\r\n\r\n")
         self.heads.append(head)
         if self.refusal is not None:
@@ -37,6 +42,7 @@ class ConnectProxy:
             return
         host, _, port = head.split(b" ")[1].decode().rpartition(":")
         target_reader, target_writer = await asyncio.open_connection(host.strip("[]"), int(port))
+        self._writers.append(target_writer)
         writer.write(self.greeting)
         for source, sink in ((reader, target_writer), (target_reader, writer)):
             pump = asyncio.get_running_loop().create_task(self._move(source, sink))

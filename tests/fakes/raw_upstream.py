@@ -29,7 +29,8 @@ class RawPeer:
                 self.tls.do_handshake()
             except ssl.SSLWantReadError:
                 await self._flush()
-                await self._more()
+                if not await self._more():
+                    raise ConnectionError("the handshake broke off") from None
             else:
                 await self._flush()
                 return
@@ -79,6 +80,18 @@ class RawPeer:
             while await self.recv():
                 continue
         except (ConnectionError, ssl.SSLError):
+            return
+
+    async def recv_raw(self) -> bytes:
+        """Some bytes as they are on the wire, b"" at the end."""
+        return await self._loop.sock_recv(self.sock, 65536)
+
+    async def ended_raw(self) -> None:
+        """Wait for the end of the TCP connection, whatever TLS says of it."""
+        try:
+            while await self.recv_raw():
+                continue
+        except ConnectionError:
             return
 
     async def bye(self) -> None:

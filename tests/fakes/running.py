@@ -102,11 +102,11 @@ class Running:
 
     def sample(self, name: str, **labels: str) -> float:
         """The value of a metric, 0 where it has none yet."""
-        return self.metrics.registry.get_sample_value(name, labels) or 0.0
+        return self.metrics._registry.get_sample_value(name, labels) or 0.0
 
     def total(self, name: str) -> float:
         """The sum of a metric over all its label sets."""
-        samples = [s for metric in self.metrics.registry.collect() for s in metric.samples if s.name == name]
+        samples = [s for metric in self.metrics._registry.collect() for s in metric.samples if s.name == name]
         return sum(sample.value for sample in samples)
 
 

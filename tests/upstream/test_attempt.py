@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from proxy.tasks import BackgroundTasks
+    from proxy.upstream.connection import UpstreamConnection
     from proxy.upstream.pool import UpstreamPool
     from tests.fakes.raw_upstream import RawPeer, RawUpstream
 
@@ -354,7 +355,7 @@ async def test_an_upload_waits_for_the_upstream(
     assert produced[0] < 32 * 1024 * 1024
 
 
-async def opened(pool: UpstreamPool) -> AsyncIterator[object]:
+async def opened(pool: UpstreamPool) -> AsyncIterator[UpstreamConnection]:
     await turns_until(lambda: pool.open == 1)
     for connection in pool._open:
         yield connection

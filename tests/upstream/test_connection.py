@@ -121,22 +121,40 @@ async def test_a_flood_that_nobody_reads_is_bounded(
         await flooding
 
 
-async def test_what_the_tls_layer_holds_is_bounded(certificates: Certificates, tasks: BackgroundTasks) -> None:
+async def test_what_is_not_decrypted_yet_is_bounded(certificates: Certificates, tasks: BackgroundTasks) -> None:
     context = tls_context(verify=True, ca=certificates.ca_file, client_certificate=None, client_key=None)
     with RawUpstream(certificates.server) as upstream:
         pool = UpstreamPool(Origin(upstream.host, upstream.port, tls=context), connect_timeout_s=5)
         stream, peer = await streaming((upstream, pool), tasks, CHUNKED)
         flooding = asyncio.get_running_loop().create_task(peer.send(b"%x\r\n" % FLOOD_BYTES + bytes(FLOOD_BYTES)))
         [connection] = pool._open
-        await turns_until(lambda: connection._reading_paused)
-        held = 0
-        for _ in range(2000):
-            held = max(held, connection.transport.get_read_buffer_size())  # type: ignore[attr-defined]
-            await asyncio.sleep(0)
-        assert 0 < held <= 192 * 1024
+        assert connection._tls is not None
+        most = 0
+        while stream.received_bytes < FLOOD_BYTES // 8:
+            await turns_until(lambda: connection._reading_paused)
+            most = max(most, connection._tls._incoming.pending)
+            stream.read_nowait()
+        assert 0 < most <= READ_BUFFER_BYTES
         stream.abort()
         with pytest.raises(ConnectionError):
             await flooding
+
+
+@pytest.mark.parametrize("clean", [False, True])
+@pytest.mark.parametrize("size", [1_000, 32_768, 60_000, 200_000])
+async def test_nothing_is_lost_when_the_upstream_closes_right_behind_its_response(
+    wired: Wired, tasks: BackgroundTasks, size: int, *, clean: bool
+) -> None:
+    """Also while nobody reads: what was sent before the end is handed out before the end."""
+    body = bytes(range(250)) * (size // 250)
+    stream, peer = await streaming(wired, tasks, OK + b"Connection: close\r\nContent-Length: %d\r\n\r\n" % len(body))
+    await peer.send(body)
+    await peer.bye() if clean and peer.tls else peer.close()
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert await read_all(stream) == body
+    stream.close()
+    assert wired[1].open == 0
 
 
 async def test_an_abort_is_seen_within_50_ms(wired: Wired, tasks: BackgroundTasks) -> None:

@@ -1,0 +1,132 @@
+"""What is allowed in a configuration and still worth saying: before `serve` starts, and by `check-config`."""
+
+from __future__ import annotations
+
+import ipaddress
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from urllib.parse import urlsplit
+
+from msgspec import Struct
+
+from proxy.config import LoadedConfig
+from proxy.config_problems import dotted
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from proxy.config import Config
+    from proxy.config_problems import Path
+
+_SHORTEST_SECRET: Final = 16
+
+
+class _NotEnforced(NamedTuple):
+    """A setting that this version reads and checks, but does not act on, where its value exceeds `harmless`.
+
+    A value that asks for nothing (null, empty, off) is not worth a warning; for numbers `harmless` is the highest
+    that asks for nothing, for lists the greatest length.
+    """
+
+    pattern: str
+    harmless: int = 0
+    note: str = ""
+
+
+_NOT_ENFORCED: Final = (
+    _NotEnforced("server.workers", harmless=1),
+    _NotEnforced("ops.admin_token"),
+    _NotEnforced("store"),
+    _NotEnforced("ledger"),
+    _NotEnforced("upstreams.*.usage"),
+    _NotEnforced("upstreams.*.max_concurrency"),
+    _NotEnforced("models.*.routes", harmless=1, note=" (all but the first by priority)"),
+    _NotEnforced("models.*.price"),
+    _NotEnforced("models.*.max_output_tokens"),
+    _NotEnforced("models.*.encoding"),
+    _NotEnforced("plans.*.requests"),
+    _NotEnforced("plans.*.tokens"),
+    _NotEnforced("plans.*.spend"),
+    _NotEnforced("plans.*.concurrency"),
+    _NotEnforced("plans.*.weight"),
+    _NotEnforced("keys.*.limits"),
+    _NotEnforced("queue"),
+    _NotEnforced("retries"),
+    _NotEnforced("breaker"),
+)
+
+
+def warnings(config: Config) -> list[str]:
+    """Lines for the operator about what is allowed but unwise, missing, or without effect in this version."""
+    return [*_about_keys(config), *_about_exposure(config), *_about_effect(config)]
+
+
+def _about_keys(config: Config) -> Iterator[str]:
+    if not config.keys:
+        yield (
+            "there are no keys: every request is refused with 401; add one under keys, as "
+            '{id: me, secret: "${MY_KEY}"} with MY_KEY from `openssl rand -hex 24`'
+        )
+    elif not config.plans:
+        yield "there are no plans: keys have no limits"
+    else:
+        unlimited = [key.id for key in config.keys if key.plan is None]
+        if unlimited:
+            yield f"keys without a plan have no limits: {_some(unlimited)}"
+    short = [key.id for key in config.keys if key.secret is not None and len(key.secret.reveal()) < _SHORTEST_SECRET]
+    if short:
+        yield f"keys whose secret is shorter than {_SHORTEST_SECRET} characters can be guessed: {_some(short)}"
+
+
+def _about_exposure(config: Config) -> Iterator[str]:
+    if not _is_loopback(config.server.host) and config.server.tls.certificate is None:
+        yield f"server.host {config.server.host} is reachable from elsewhere without TLS: keys travel in the clear"
+    if not _is_loopback(config.ops.host):
+        yield f"ops.host {config.ops.host} is reachable from elsewhere: metrics are shown to whoever asks"
+    for name, upstream in config.upstreams.items():
+        parts = urlsplit(upstream.base_url)
+        if parts.scheme == "http" and upstream.auth != "none" and not _is_loopback(parts.hostname or ""):
+            yield f"{dotted(('upstreams', name, 'base_url'))} is http: credentials travel in the clear"
+        if not upstream.tls.verify:
+            yield f"{dotted(('upstreams', name, 'tls', 'verify'))} is false: whoever is on the way can pose as it"
+
+
+def _about_effect(config: Config) -> Iterator[str]:
+    if isinstance(config, LoadedConfig) and config.without_effect:
+        yield f"accepted, but without effect in this version: {_some(config.without_effect)}"
+
+
+def without_effect(config: Config, written: Iterable[Path]) -> tuple[str, ...]:
+    """The paths, among those `written` in a file, of settings that this version does not act on."""
+    rows = [(row, row.pattern.split(".")) for row in _NOT_ENFORCED]
+    found = []
+    for path in written:
+        for row, steps in rows:
+            matches = len(steps) == len(path) and all(want in ("*", is_) for want, is_ in zip(steps, path, strict=True))
+            if matches and _exceeds(_value_at(config, path), row.harmless):
+                found.append(dotted(path) + row.note)
+    return tuple(found)
+
+
+def _exceeds(value: Any, harmless: int) -> bool:
+    if isinstance(value, int | float):
+        return value > harmless
+    return len(value) > harmless if isinstance(value, tuple) else bool(value)
+
+
+def _value_at(config: Config, path: Path) -> Any:
+    value: Any = config
+    for step in path:
+        value = getattr(value, str(step)) if isinstance(value, Struct) else value[step]
+    return value
+
+
+def _some(names: Sequence[str], most: int = 30) -> str:
+    """A list for people: all of it up to `most`, then how many more."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")

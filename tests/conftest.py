@@ -1,0 +1,62 @@
+"""What holds for every test: which event loop, nothing blocks it, nothing is left running.
+
+Event loops. Async tests run on uvloop, as `sluice serve` does. A test, class or module that must hold on both loops says
+
+    @pytest.mark.asyncio(loop_factories=["uvloop", "asyncio"])        or, for a module, pytestmark = pytest.mark.…
+
+and runs twice. A folder may define `pytest_asyncio_loop_factories` in its own conftest instead. (Loop policies are
+deprecated from Python 3.14 on; this hook is what pytest-asyncio offers in their place.)
+
+Blocking. While a loop runs, a call from `proxy/` that may block (sleep, files, a blocking socket, a held lock) raises
+`blockbuster.BlockingError`, which fails the test. Code of tests and libraries may block, unless proxy code called it.
+
+Leaks. After an async test and its fixtures no task may be left; forgotten transports and files raise ResourceWarning,
+and warnings are errors. Sockets reach loopback only (pytest-socket, configured in pyproject.toml).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from typing import TYPE_CHECKING
+
+import pytest
+import uvloop
+from blockbuster import blockbuster_ctx
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+
+_LOOPS = {"uvloop": uvloop.new_event_loop, "asyncio": asyncio.new_event_loop}
+
+# a cancelled task needs one turn to end, a closed transport one more to say so; TLS a few
+_SETTLING_TURNS = 10
+
+
+def pytest_asyncio_loop_factories(item: pytest.Item) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
+    asks = any("loop_factories" in mark.kwargs for mark in item.iter_markers("asyncio"))
+    return _LOOPS if asks else {"uvloop": _LOOPS["uvloop"]}
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    # an autouse async fixture would start a loop for every plain test, too
+    if isinstance(item, pytest.Function) and inspect.iscoroutinefunction(item.function):
+        item.fixturenames.insert(0, "no_task_left")
+
+
+@pytest.fixture
+async def no_task_left() -> AsyncIterator[None]:
+    """First in, last out: what the test and its other fixtures started must be over by then."""
+    yield
+    for _ in range(_SETTLING_TURNS):
+        await asyncio.sleep(0)
+    left = asyncio.all_tasks() - {asyncio.current_task()}
+    assert not left, f"tasks left running: {sorted(map(repr, left))}"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _nothing_blocks() -> Iterator[None]:
+    with blockbuster_ctx("proxy") as buster:
+        # the very last act of a process: nothing is left that the loop could do meanwhile
+        buster.functions["threading.Lock.acquire"].can_block_in("telemetry/logs.py", {"close"})
+        yield

@@ -1,0 +1,50 @@
+"""What all scenarios share: the event loops they run on, and certificates."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from typing import TYPE_CHECKING, NamedTuple
+
+import pytest
+import trustme
+import uvloop
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+
+def pytest_asyncio_loop_factories(
+    config: pytest.Config, item: pytest.Item
+) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """uvloop as in production; also asyncio's own loop where `pytest.mark.asyncio` names `loop_factories`."""
+    marker = item.get_closest_marker("asyncio")
+    if marker is not None and "loop_factories" in marker.kwargs:
+        return {"uvloop": uvloop.new_event_loop, "asyncio": asyncio.new_event_loop}
+    return {"uvloop": uvloop.new_event_loop}
+
+
+class Certificates(NamedTuple):
+    """A throw-away authority: its file for whoever trusts it, a server's files and context, a client's context."""
+
+    ca_file: str
+    certificate_file: str
+    key_file: str
+    server: ssl.SSLContext
+    client: ssl.SSLContext
+
+
+@pytest.fixture(scope="session")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
+    folder: Path = tmp_path_factory.mktemp("certificates")
+    ca = trustme.CA()
+    ca.cert_pem.write_to_path(folder / "ca.pem")
+    issued = ca.issue_cert("localhost", "127.0.0.1")
+    issued.private_key_pem.write_to_path(folder / "key.pem")
+    for pem in issued.cert_chain_pems:
+        pem.write_to_path(folder / "chain.pem", append=True)
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    issued.configure_cert(server)
+    client = ssl.create_default_context(cafile=str(folder / "ca.pem"))
+    return Certificates(str(folder / "ca.pem"), str(folder / "chain.pem"), str(folder / "key.pem"), server, client)
