@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 import ssl
 from typing import TYPE_CHECKING
@@ -21,6 +22,8 @@ from proxy.upstream.connect import Origin, ProxyAddress, tls_context
 from proxy.upstream.pool import UpstreamPool
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import structlog
 
     from proxy.config import Config, KeyConfig, UpstreamConfig
@@ -83,8 +86,18 @@ def server_tls(config: Config) -> ssl.SSLContext | None:
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_alpn_protocols(["http/1.1"])
-    context.load_cert_chain(settings.certificate, settings.private_key)
+    with _naming("server.tls"):
+        context.load_cert_chain(settings.certificate, settings.private_key)
     return context
+
+
+@contextlib.contextmanager
+def _naming(setting: str) -> Iterator[None]:
+    """The error of a file that cannot be used as a certificate or a key does not say which file it was."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, f"{setting}: {error.strerror or error}") from error
 
 
 def _upstream(name: str, settings: UpstreamConfig) -> Upstream:
@@ -93,12 +106,13 @@ def _upstream(name: str, settings: UpstreamConfig) -> Upstream:
     port = url.port or _DEFAULT_PORTS[url.scheme]
     tls = None
     if url.scheme == "https":
-        tls = tls_context(
-            verify=settings.tls.verify,
-            ca=settings.tls.ca,
-            client_certificate=settings.tls.client_certificate,
-            client_key=settings.tls.client_key,
-        )
+        with _naming(f"upstreams.{name}.tls"):
+            tls = tls_context(
+                verify=settings.tls.verify,
+                ca=settings.tls.ca,
+                client_certificate=settings.tls.client_certificate,
+                client_key=settings.tls.client_key,
+            )
     proxy = None if settings.proxy is None else ProxyAddress.from_url(settings.proxy.reveal())
     origin = Origin(host, port, tls, host if tls else None, proxy)
     return Upstream(

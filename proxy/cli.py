@@ -17,7 +17,7 @@ import click
 from proxy import __version__
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
+    from collections.abc import Callable, Coroutine
 
     from proxy.config import Config
     from proxy.serving import Served
@@ -29,6 +29,7 @@ _CONFIG_OPTION = click.option(
     envvar="SLUICE_CONFIG",
     help="The configuration file (YAML). Also SLUICE_CONFIG.",
 )
+_PORT = click.IntRange(0, 65535)
 _BASE_URL = "http://127.0.0.1:8080/v1"
 
 
@@ -43,10 +44,9 @@ def main() -> None:
 
 @main.command()
 @_CONFIG_OPTION
-@click.option("--host", help="Listen here instead of `server.host`.")
-@click.option("--port", type=click.IntRange(0, 65535), help="Listen here instead of `server.port`; 0 takes a free one.")
-@click.option("--workers", type=click.IntRange(1), help="Worker processes instead of `server.workers`.")
-def serve(config_file: Path | None, host: str | None, port: int | None, workers: int | None) -> None:
+@click.option("--host", metavar="ADDRESS", help="Listen here instead of `server.host`.")
+@click.option("--port", type=_PORT, metavar="PORT", help="Listen here instead of `server.port`; 0 takes a free one.")
+def serve(config_file: Path | None, host: str | None, port: int | None) -> None:
     """Run the proxy until SIGTERM or Ctrl-C.
 
     Without a configuration it listens on loopback, makes a key for this run, and forwards to OpenAI if OPENAI_API_KEY
@@ -55,33 +55,32 @@ def serve(config_file: Path | None, host: str | None, port: int | None, workers:
     from proxy import serving
 
     chosen = None if config_file is None else _load(config_file)
-    overrides = {
-        name: value for name, value in (("host", host), ("port", port), ("workers", workers)) if value is not None
-    }
-    try:
-        _run(serving.serve(chosen, overrides, banner=_banner))
-    except OSError as error:
-        _fail(str(error.strerror or error))
+    overrides = {name: value for name, value in (("host", host), ("port", port)) if value is not None}
+    _run(serving.serve(chosen, overrides, banner=_banner))
 
 
 @main.command()
-@click.option("--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="Port of the proxy.")
+@click.option("--port", type=_PORT, metavar="PORT", default=8080, show_default=True, help="Listen here, if it is free.")
 @click.option("--once", is_flag=True, help="Stop after the first answer instead of serving on.")
 def demo(port: int, *, once: bool) -> None:
-    """Simulator, proxy and a first chat through it with the OpenAI SDK, in one command."""
+    """See it work: simulator, proxy and a first chat.
+
+    One command starts a simulated upstream and the proxy before it, asks a question with the OpenAI SDK, and then
+    serves until Ctrl-C.
+    """
     from proxy import serving
 
-    try:
-        _run(serving.demo(port, once=once, banner=_banner, echo=click.echo))
-    except OSError as error:
-        _fail(str(error.strerror or error))
+    _run(serving.demo(port, once=once, banner=_banner, echo=click.echo))
 
 
 @main.command("check-config")
 @_CONFIG_OPTION
 @click.argument("file", required=False, type=click.Path(path_type=Path, dir_okay=False))
 def check_config(config_file: Path | None, file: Path | None) -> None:
-    """Check a configuration and print what is in effect, secrets masked."""
+    """Check a configuration, name every mistake.
+
+    A configuration in order is printed as it is in effect, defaults included and secrets masked.
+    """
     from proxy import config_schema, config_warnings
 
     chosen = file or config_file
@@ -95,34 +94,45 @@ def check_config(config_file: Path | None, file: Path | None) -> None:
 
 
 @main.command()
-@click.option("--host", default="127.0.0.1", show_default=True)
-@click.option("--port", type=click.IntRange(0, 65535), default=8081, show_default=True, help="0 takes a free one.")
+@click.option("--host", metavar="ADDRESS", default="127.0.0.1", show_default=True, help="Listen here.")
+@click.option("--port", type=_PORT, metavar="PORT", default=8081, show_default=True, help="0 takes a free one.")
 def simulate(host: str, port: int) -> None:
-    """Run the simulator alone: an OpenAI-compatible upstream with no model."""
+    """Run an OpenAI-compatible upstream with no model.
+
+    The names of models say how it answers: how long, how fast, and with which faults. It prints them when it starts.
+    """
     from proxy import serving
 
-    try:
-        _run(serving.simulate(host, port, echo=click.echo))
-    except OSError as error:
-        _fail(str(error.strerror or error))
+    _run(serving.simulate(host, port, echo=click.echo))
 
 
 @main.command()
 @click.argument("message", required=False)
-@click.option("--model", default="sim", show_default=True, help="The model to ask.")
-@click.option("--base-url", envvar=["SLUICE_BASE_URL", "OPENAI_BASE_URL"], default=_BASE_URL, show_default=True)
-@click.option("--key", envvar=["SLUICE_API_KEY", "OPENAI_API_KEY"], help="Also SLUICE_API_KEY or OPENAI_API_KEY.")
+@click.option("--model", metavar="NAME", default="sim", show_default=True, help="The model to ask.")
+@click.option(
+    "--base-url",
+    metavar="URL",
+    envvar=["SLUICE_BASE_URL", "OPENAI_BASE_URL"],
+    default=_BASE_URL,
+    show_default=True,
+    help="Where the proxy is. Also SLUICE_BASE_URL or OPENAI_BASE_URL.",
+)
+@click.option(
+    "--key", metavar="KEY", envvar=["SLUICE_API_KEY", "OPENAI_API_KEY"], help="Also SLUICE_API_KEY or OPENAI_API_KEY."
+)
 def chat(message: str | None, model: str, base_url: str, key: str | None) -> None:
-    """Chat through the proxy with the OpenAI SDK; Ctrl-C stops an answer, Ctrl-D ends.
+    """Chat in the terminal through the proxy.
 
-    With MESSAGE, or with input from a pipe, one answer is printed.
+    Ctrl-C stops an answer, Ctrl-D ends. With MESSAGE, or with input from a pipe, one answer is printed.
     """
     from proxy import terminal_chat
 
-    if key is None:
+    if not key:
         raise click.UsageError("no key: set SLUICE_API_KEY or give --key")
     if message is None and not sys.stdin.isatty():
         message = sys.stdin.read()
+    if message is not None and not message.strip():
+        raise click.UsageError("the message is empty")
     failure = terminal_chat.run(message, model=model, base_url=base_url, key=key)
     if failure is not None:
         _fail(failure)
@@ -153,22 +163,31 @@ def _banner(served: Served) -> None:
     if served.key is not None:
         lines.append(f"  key        {served.key}  (made for this run)")
     lines += [f"  warning    {warning}" for warning in served.warnings]
-    lines += ["", f"{served.curl()}", ""]
+    how = "Try it:" if served.key is not None else "Try it, with a key in SLUICE_API_KEY:"
+    lines += ["", how, "", served.curl(), ""]
     click.echo("\n".join(lines), err=True)
 
 
 def _run(work: Coroutine[Any, Any, None]) -> None:
-    """Run `work` on uvloop where it is installed; SLUICE_LOOP=asyncio takes the standard library's loop."""
-    factory = None
-    if os.environ.get("SLUICE_LOOP", "uvloop") != "asyncio":
+    """Run `work` on the loop of choice. An address that cannot be had, or a file, is a failure told in one line."""
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         try:
-            import uvloop
-        except ImportError:
-            click.echo("uvloop is not installed: running on asyncio's own loop", err=True)
-        else:
-            factory = uvloop.new_event_loop
-    with asyncio.Runner(loop_factory=factory) as runner:
-        runner.run(work)
+            runner.run(work)
+        except OSError as error:
+            reason = error.strerror or str(error)
+            _fail(f"{error.filename}: {reason}" if error.filename else reason)
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """Take uvloop where it is installed; SLUICE_LOOP=asyncio takes the standard library's loop."""
+    if os.environ.get("SLUICE_LOOP", "uvloop") == "asyncio":
+        return None
+    try:
+        import uvloop
+    except ImportError:
+        click.echo("uvloop is not installed: running on asyncio's own loop", err=True)
+        return None
+    return uvloop.new_event_loop
 
 
 def _fail(message: str) -> NoReturn:

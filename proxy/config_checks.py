@@ -56,7 +56,9 @@ def _check_listeners(config: Config, findings: Findings) -> None:
     server, ops = config.server, config.ops
     same_host = server.host == ops.host or _WILDCARD_HOSTS & {server.host, ops.host}
     collide = same_host and server.port == ops.port != 0
-    findings.expect(not collide or findings.spoiled(("server",)), ("ops", "port"), "is the server's own address")
+    if collide and not findings.spoiled(("server",)):
+        at = ("ops", "port") if ("ops", "port") in findings.lines else ("server", "port")
+        findings.refuse(at, "makes one address of server and ops, which need one each")
     _check_pair(findings, ("server", "tls"), certificate=server.tls.certificate, private_key=server.tls.private_key)
     for index, origin in enumerate(server.cors_origins):
         valid = origin == "*" or _ORIGIN.fullmatch(origin)
@@ -148,7 +150,6 @@ def _check_model(model: ModelConfig, path: Path, config: Config, findings: Findi
             hint = nearest(route.upstream, config.upstreams)
             at = (*path, "routes", index, "upstream")
             findings.refuse(at, f"there is no upstream {route.upstream[:128]!a}{hint}")
-        findings.expect(route.model != "", (*path, "routes", index, "model"), "must not be empty")
     some = not model.routes or any(route.weight > 0 for route in model.routes)
     findings.expect(some, (*path, "routes"), "all have weight 0, so nothing would serve the model")
 

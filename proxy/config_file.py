@@ -14,8 +14,8 @@ from proxy.config_checks import check
 from proxy.config_problems import Findings, Problem, TooManyProblemsError
 from proxy.config_read import Reader
 from proxy.config_values import Secret, SecretUrl
-from proxy.config_yaml import MAX_FILE_BYTES, MapNode, YamlError, compose
 from proxy.config_warnings import without_effect
+from proxy.config_yaml import MAX_FILE_BYTES, MapNode, YamlError, compose
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -88,7 +88,7 @@ class Findings:
 
     def spoiled(self, path: Path) -> bool:
         """Whether a problem was found at, below or above `path`."""
-        return path in self._above_failed or any(path[:end] in self._failed for end in range(1, len(path)))
+        return path in self._above_failed or any(path[:end] in self._failed for end in range(len(path)))
 
     def conclude(self, last: Problem | None = None) -> None:
         """Raise `ConfigError` if anything was found, ordered by line; `last` is what ended the search early."""

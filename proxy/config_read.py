@@ -100,7 +100,7 @@ class Reader:
         found: dict[str, tuple[Node, int]] = {}
         for key, value in node.items:
             if not isinstance(key, ScalarNode):
-                self._findings.add(path, f"has {_describe(key)} where the name of a setting should be", key.line)
+                self._findings.add((*path, "?"), f"must be the name of a setting, not {_describe(key)}", key.line)
             elif key.text in found:
                 first = found[key.text][1]
                 self._findings.add((*path, key.text), f"is set twice, first on line {first}", key.line)

@@ -60,9 +60,9 @@ class SecretUrl(Secret):
             parts = urlsplit(self._value)
         except ValueError:
             return MASK
-        before, at, host = parts.netloc.rpartition("@")
-        if not before and "@" in self._value:
-            return MASK  # an @ outside the authority: a mistyped URL whose credentials cannot be told apart
+        if "@" in parts.path + parts.query + parts.fragment:
+            return MASK  # a password with / ? or # as it is: where it ends cannot be told
+        _, at, host = parts.netloc.rpartition("@")
         members = parse_qsl(parts.query, keep_blank_values=True)
         shown = "&".join(f"{quote(k)}={MASK if is_credential_name(k) else quote(v, safe='/')}" for k, v in members)
         authority = "//" if "://" in self._value else ""

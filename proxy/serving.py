@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import shlex
 import signal
 import sys
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from proxy.telemetry.metrics import Metrics
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping
 
-    from proxy.config import Config
+    from proxy.config import Config, OpsConfig
 
 _DEMO_QUESTION = "What happens between my question and your answer?"
 
@@ -45,7 +46,7 @@ class Served:
         request = {"model": self.model, "stream": True, "messages": [{"role": "user", "content": "Hello!"}]}
         return (
             f'curl -N {self.base_url}/chat/completions -H "Authorization: Bearer {key}" '
-            f"-H 'Content-Type: application/json' -d '{json.dumps(request)}'"
+            f"-H 'Content-Type: application/json' -d {shlex.quote(json.dumps(request))}"
         )
 
 
@@ -55,6 +56,7 @@ async def serve(config: Config | None, overrides: Mapping[str, object], *, banne
         key = None
         if config is None:
             config, key = await _unconfigured(stack)
+            config = msgspec.structs.replace(config, ops=_ops_where_free(config, overrides.get("port")))
         config = msgspec.structs.replace(config, server=msgspec.structs.replace(config.server, **overrides))
         worker = await stack.enter_async_context(_worker(config))
         await worker.run(lambda: banner(_served(worker, key)))
@@ -133,7 +135,7 @@ async def demo(port: int, *, once: bool, banner: Callable[[Served], None], echo:
         stack.push_async_callback(simulator.close)
         config, key = config_file.without_file({}, config_file.state_directory(os.environ), simulator.url)
         server = msgspec.structs.replace(config.server, port=port if _is_free(config.server.host, port) else 0)
-        ops = config.ops if _is_free(config.ops.host, config.ops.port) else msgspec.structs.replace(config.ops, port=0)
+        ops = _ops_where_free(config, port)
         log = msgspec.structs.replace(config.log, format="console")
         worker = await stack.enter_async_context(
             _worker(msgspec.structs.replace(config, server=server, ops=ops, log=log))
@@ -142,6 +144,15 @@ async def demo(port: int, *, once: bool, banner: Callable[[Served], None], echo:
         await _first_chat(served, key, echo)
         if not once:
             await worker.run(lambda: banner(served))
+
+
+def _ops_where_free(config: Config, port: object) -> OpsConfig:
+    """The operators' listener of a configuration that nobody wrote: on a free port where its own is taken.
+
+    A Prometheus on the same machine has that one. With a free port for the proxy (0) it takes a free one too.
+    """
+    stays = port != 0 and _is_free(config.ops.host, config.ops.port)
+    return config.ops if stays else msgspec.structs.replace(config.ops, port=0)
 
 
 def _is_free(host: str, port: int) -> bool:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING
 
 import click
 import openai
+
+with contextlib.suppress(ImportError):
+    import readline  # noqa: F401 - `input` then has a history and editing keys
 
 if TYPE_CHECKING:
     from openai.types.chat import ChatCompletionMessageParam
@@ -24,8 +28,11 @@ def run(message: str | None, *, model: str, base_url: str, key: str) -> str | No
         messages.append({"role": "user", "content": asked})
         answer, failure = _answer(client, model, messages)
         if failure is not None:
-            click.echo(failure, err=True)
-        messages.append({"role": "assistant", "content": answer})
+            click.echo(f"[{failure}]", err=True)
+        if answer:
+            messages.append({"role": "assistant", "content": answer})
+        else:
+            messages.pop()  # an unanswered question would stay in every later one
     return None
 
 
@@ -50,10 +57,23 @@ def _answer(client: openai.OpenAI, model: str, messages: list[ChatCompletionMess
                     said.append(text)
                     click.echo(text, nl=False)
     except KeyboardInterrupt:
-        click.echo(" [stopped]", nl=False)
+        failure = "stopped"
+    except openai.APITimeoutError:
+        failure = "no answer in time"
+    except openai.APIConnectionError:
+        failure = (
+            "the connection broke" if said else f"cannot reach {client.base_url}: is `sluice serve` running there?"
+        )
     except openai.APIStatusError as error:
-        failure = f"{error.status_code}: {error.message}"
+        failure = f"{error.status_code}: {_words(error)}"
     except openai.APIError as error:
         failure = error.message
-    click.echo()
+    if said or failure is None:
+        click.echo()
     return "".join(said), failure
+
+
+def _words(error: openai.APIStatusError) -> str:
+    """What the answer says itself; the SDK's own message repeats the status and the whole body."""
+    message = error.body.get("message") if isinstance(error.body, dict) else None
+    return message if isinstance(message, str) else error.message

@@ -54,7 +54,7 @@ async def no_task_left() -> AsyncIterator[None]:
     assert not left, f"tasks left running: {sorted(map(repr, left))}"
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="session")
 def _nothing_blocks() -> Iterator[None]:
     with blockbuster_ctx("proxy") as buster:
         # the very last act of a process: nothing is left that the loop could do meanwhile

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from proxy.core import errors
@@ -38,7 +38,7 @@ class Admission:
     principal: Principal
     model: str | None
     streamed: bool
-    body: bytes
+    body: bytes = field(repr=False)
     rest: AsyncIterator[bytes] | None = None
     model_span: tuple[int, int] | None = None
     inflated: bool = False
@@ -66,9 +66,7 @@ def _allow_endpoint(exchange: Exchange, plan: Plan) -> None:
     allowed = plan.endpoints
     path = exchange.path if group == "stateful" else "/" + exchange.endpoint.name
     if allowed.match(group) is None and allowed.match(path) is None and allowed.match(path.lstrip("/")) is None:
-        raise errors.ProxyError(
-            errors.ENDPOINT_NOT_ALLOWED, f"This API key may not use {exchange.method} {_shown(exchange)}."
-        )
+        raise errors.ProxyError(errors.ENDPOINT_NOT_ALLOWED, f"This API key may not use {_shown(exchange)}.")
 
 
 def _shown(exchange: Exchange) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from proxy.core import errors
@@ -42,7 +42,7 @@ class Principal:
 
     key_id: str
     plan: Plan
-    digest: bytes
+    digest: bytes = field(repr=False)
     expires_s: float | None = None
 
 

@@ -156,8 +156,8 @@ class Exchange:
     endpoint: Endpoint
     method: str
     path: str  # under the base URL, raw, with a leading slash
-    query: str  # raw, without the question mark
-    headers: RawHeaders
+    query: str = field(repr=False)  # raw, without the question mark
+    headers: RawHeaders = field(repr=False)
     client: str
     body: RequestBody
     downstream: Downstream

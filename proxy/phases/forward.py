@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import enum
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from proxy.core import errors
@@ -45,7 +45,7 @@ class Answer:
     stream: UpstreamStream
     watchdog: Watchdog
     kind: AnswerKind
-    first: bytes = b""  # body bytes already taken to judge the answer
+    first: bytes = field(default=b"", repr=False)  # body bytes already taken to judge the answer
 
     def close(self) -> None:
         """Give the upstream's connection back where the body is whole, abort it where it is not."""

@@ -125,6 +125,24 @@ class Connection(RequestHandler):
             if not hasattr(broken, "method"):
                 request.content.set_exception(web.RequestPayloadError("broken framing"))
 
+    def eof_received(self) -> None:
+        """The client sends no more: it counts as gone, and what it may never read is not waited for.
+
+        The transport would otherwise flush first, and a stream to a client that stopped reading go on.
+        """
+        if self.transport is not None:
+            self.transport.abort()
+
+    async def shutdown(self, timeout: float | None = 15.0) -> None:  # noqa: ASYNC109 - aiohttp's signature
+        """End the connection within `timeout` seconds, even one that is not read from.
+
+        aiohttp leaves its transport to flush, and uvloop does not let go of a loop with an unflushed transport.
+        """
+        transport = self.transport
+        await super().shutdown(timeout)
+        if transport is not None:
+            transport.abort()
+
     def log_exception(self, *_args: Any, **kw: Any) -> None:
         """Log what happened without the request's bytes, which aiohttp's messages quote."""
         fault = kw.get("exc_info")

@@ -95,7 +95,11 @@ class UpstreamConnection(asyncio.BufferedProtocol):
         if self.closed:
             return
         if self._tls is not None:
-            self._tls.encrypt(data)
+            try:
+                self._tls.encrypt(data)
+            except ssl.SSLError as error:
+                self._ended(error)
+                return
             data = self._tls.to_send()
         self.transport.write(data)
 
@@ -135,9 +139,8 @@ class UpstreamConnection(asyncio.BufferedProtocol):
                 self.transport.resume_reading()
 
     def finish(self) -> None:
-        """The exchange is over: until the next `begin`, any byte ends the connection."""
+        """The response was whole and is done with: until the next `begin`, any byte ends the connection."""
         self._reader = None
-        self.resume_reading()
 
     def fail(self, error: BaseException) -> None:
         """End the connection; whoever waits for it is told `error`."""
@@ -261,7 +264,7 @@ class UpstreamConnection(asyncio.BufferedProtocol):
             return
         if reader.excess:
             self.abort()  # the response itself is whole
-        elif len(reader.body) > MAX_WAITING_BYTES and not self._reading_paused:
+        elif len(reader.body) > MAX_WAITING_BYTES and not reader.complete:  # if complete, what follows must be seen
             self._reading_paused = True
             self.transport.pause_reading()
         _wake(self._waiter)

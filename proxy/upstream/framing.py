@@ -9,7 +9,7 @@ httptools tells neither how far it read nor what it skipped.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 import httptools
@@ -35,7 +35,7 @@ class ResponseHead:
 
     status: int
     reason: bytes
-    headers: list[tuple[bytes, bytes]]
+    headers: list[tuple[bytes, bytes]] = field(repr=False)  # cookies may be among them
 
 
 class _ParserEvents:

@@ -91,7 +91,7 @@ class UpstreamPool:
         self._sweeper = None
         now = self._loop.time()
         for connection in [connection for connection, good_until in self._idle.items() if good_until <= now]:
-            connection.abort()
+            connection.abort()  # which makes us forget it
         if self._idle:
             self._sweeper = self._loop.call_at(min(self._idle.values()), self._sweep)
 

@@ -42,7 +42,8 @@ def chat(request: bytes) -> bytes:
 class AnsweringUpstream:
     """Listens on loopback; a context manager. `requests` are raw: each as its own head framed it.
 
-    `answer` makes an answer of a request; an empty one closes the connection without a word.
+    `answer` makes an answer of a request; an empty one closes the connection without a word, as does one
+    that says `Connection: close` after its last byte, however that is framed.
     """
 
     def __init__(self, answer: Callable[[bytes], bytes] = chat) -> None:
@@ -77,8 +78,10 @@ class AnsweringUpstream:
             while answer := self.answer(await self._request(reader)):
                 writer.write(answer)
                 await writer.drain()
+                if b"\r\nConnection: close\r\n" in answer:
+                    break
         self._writers.discard(writer)
-        writer.transport.abort()
+        writer.close()
 
     async def _request(self, reader: asyncio.StreamReader) -> bytes:
         head = await reader.readuntil(b"\r\n\r\n")

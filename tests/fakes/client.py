@@ -122,8 +122,11 @@ class RecordingClient:
                 while await self.piece(answer):
                     pass
             elif (length := answer.header("content-length")) is not None:
-                answer.body = await self.reader.readexactly(int(length))
-                answer.whole = True
+                left = int(length)
+                while left and (data := await self.reader.read(left)):
+                    answer.body += data
+                    left -= len(data)
+                answer.whole = left == 0
             else:
                 answer.body = await self.reader.read()
         return answer

@@ -1,28 +1,15 @@
-"""What all scenarios share: the event loops they run on, and certificates."""
+"""What all scenarios share: certificates."""
 
 from __future__ import annotations
 
-import asyncio
 import ssl
 from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 import trustme
-import uvloop
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
     from pathlib import Path
-
-
-def pytest_asyncio_loop_factories(
-    config: pytest.Config, item: pytest.Item
-) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
-    """uvloop as in production; also asyncio's own loop where `pytest.mark.asyncio` names `loop_factories`."""
-    marker = item.get_closest_marker("asyncio")
-    if marker is not None and "loop_factories" in marker.kwargs:
-        return {"uvloop": uvloop.new_event_loop, "asyncio": asyncio.new_event_loop}
-    return {"uvloop": uvloop.new_event_loop}
 
 
 class Certificates(NamedTuple):

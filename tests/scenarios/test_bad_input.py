@@ -149,7 +149,7 @@ async def test_an_announced_oversize_is_refused_before_the_body_is_sent() -> Non
 async def test_the_limit_itself_is_allowed() -> None:
     body = b'{"model":"m","user":"' + b"a" * (LIMIT_BYTES - 23) + b'"}'
     assert len(body) == LIMIT_BYTES
-    async with limited() as (upstream, proxy, client):
+    async with limited() as (upstream, _, client):
         assert (await client.ask("POST", CHAT, body)).status == 200
         client.writer.write(head("Transfer-Encoding: chunked") + chunk(body) + chunk(b""))
         assert (await client.answer()).status == 200
@@ -244,6 +244,6 @@ async def test_a_second_model_late_in_an_upload_ends_the_exchange() -> None:
 async def test_an_upstream_that_judges_a_body_is_heard_as_it_is() -> None:
     """What Sluice has no opinion on passes, and the upstream's own refusal comes back."""
     refusal = response(b'{"error":{"message":"No.","type":"invalid_request_error"}}', status=422)
-    async with stage(lambda _: refusal) as (upstream, proxy, client):
+    async with stage(lambda _: refusal) as (_, _, client):
         answer = await client.ask("POST", CHAT, {**GOOD, "messages": 17, "temperature": "hot"})
         assert (answer.status, answer.body) == (422, refusal.partition(b"\r\n\r\n")[2])

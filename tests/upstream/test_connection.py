@@ -199,6 +199,27 @@ async def test_a_tls_end_without_close_notify_is_a_truncation(
         assert pool.open == 0
 
 
+async def test_bytes_behind_a_large_response_that_nobody_read_are_noticed(wired: Wired, tasks: BackgroundTasks) -> None:
+    stream, peer = await streaming(wired, tasks, OK + b"Content-Length: 40000\r\n\r\n" + bytes(40_000))
+    await peer.send(b"\r\n")
+    await turns_until(lambda: wired[1].open == 0)
+    assert await read_all(stream) == bytes(40_000)
+    stream.close()
+
+
+async def test_a_large_response_that_nobody_read_leaves_its_connection_usable(
+    wired: Wired, tasks: BackgroundTasks
+) -> None:
+    stream, peer = await streaming(wired, tasks, OK + b"Content-Length: 40000\r\n\r\n" + bytes(40_000))
+    await turns_until(lambda: len(stream._reader.body) == 40_000)
+    stream.close()
+    attempting = start(wired[1], tasks)
+    await peer.answer(HELLO)
+    stream = await attempting
+    assert await read_all(stream) == b"hello"
+    stream.close()
+
+
 async def test_a_departing_tls_upstream_leaves_the_pool(wired: Wired, tasks: BackgroundTasks) -> None:
     stream, peer = await streaming(wired, tasks, HELLO)
     await read_all(stream)

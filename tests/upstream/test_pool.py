@@ -116,7 +116,7 @@ async def test_idle_connections_are_closed_in_time(upstream: RawUpstream, tasks:
 
 
 async def test_the_upstream_may_say_how_long_it_waits(
-    pool: UpstreamPool, upstream: RawUpstream, tasks: BackgroundTasks, monkeypatch: pytest.MonkeyPatch
+    pool: UpstreamPool, upstream: RawUpstream, tasks: BackgroundTasks
 ) -> None:
     now = asyncio.get_running_loop().time()
     for told, kept_s in ((b"timeout=72", 60), (b"timeout=11", 10), (b"max=4", 4)):

@@ -1,0 +1,119 @@
+"""What is allowed and still worth saying is said, and nothing else."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING
+
+import pytest
+
+from proxy.config_file import without_file
+from proxy.config_warnings import _NOT_ENFORCED, warnings
+from tests.fakes.config_files import UPSTREAM, load_text
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+SECRET = "0123456789abcdef"
+KEYS = f"plans: {{std: {{}}}}\nkeys: [{{id: a, secret: {SECRET}, plan: std}}]\n"
+
+
+def said(directory: Path, text: str, environ: dict[str, str] | None = None) -> str:
+    return "\n".join(warnings(load_text(directory, text, environ)))
+
+
+def test_nothing_to_say(tmp_path: Path) -> None:
+    assert said(tmp_path, UPSTREAM + KEYS) == ""
+
+
+def test_without_keys_every_request_is_refused(tmp_path: Path) -> None:
+    assert "every request is refused with 401; add one under keys" in said(tmp_path, UPSTREAM)
+
+
+def test_keys_without_limits(tmp_path: Path) -> None:
+    key = f"keys: [{{id: a, secret: {SECRET}}}]\n"
+    assert said(tmp_path, UPSTREAM + key) == "there are no plans: keys have no limits"
+    assert said(tmp_path, UPSTREAM + "plans: {std: {}}\n" + key) == "keys without a plan have no limits: a"
+
+
+def test_short_secrets(tmp_path: Path) -> None:
+    assert "shorter than 16 characters can be guessed: a" in said(tmp_path, UPSTREAM + KEYS.replace(SECRET, SECRET[1:]))
+    digest = hashlib.sha256(b"short").hexdigest()
+    assert said(tmp_path, UPSTREAM + KEYS.replace(f"secret: {SECRET}", f"secret_sha256: {digest}")) == ""
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ("server: {host: 0.0.0.0}", "server.host 0.0.0.0 is reachable from elsewhere without TLS"),
+        ("server: {host: '::'}", "server.host :: is reachable from elsewhere without TLS"),
+        ("ops: {host: 10.0.0.1}", "ops.host 10.0.0.1 is reachable from elsewhere"),
+        ("server: {host: 0.0.0.0, tls: {certificate: a, private_key: b}}", ""),
+        ("server: {host: localhost}\nops: {host: '::1'}", ""),
+    ],
+)
+def test_listening_to_the_world(tmp_path: Path, settings: str, message: str) -> None:
+    found = said(tmp_path, UPSTREAM + KEYS + settings)
+    assert found.startswith(message) if message else found == ""
+
+
+@pytest.mark.parametrize(
+    ("upstream", "message"),
+    [
+        ("base_url: http://h, api_keys: [k]", "upstreams.x.base_url is http: credentials travel in the clear"),
+        ("base_url: http://h, auth: passthrough", "upstreams.x.base_url is http: credentials travel in the clear"),
+        ("base_url: http://localhost, api_keys: [k]", ""),
+        ("base_url: http://h, auth: none", ""),
+        ("base_url: https://h, auth: none, tls: {verify: false}", "upstreams.x.tls.verify is false"),
+    ],
+)
+def test_credentials_in_the_clear(tmp_path: Path, upstream: str, message: str) -> None:
+    found = said(tmp_path, f"upstreams: {{x: {{{upstream}}}}}\n{KEYS}")
+    assert found.startswith(message) if message else found == ""
+
+
+def test_settings_without_effect_are_named_in_one_line(tmp_path: Path) -> None:
+    text = """\
+server: {workers: 2}
+ops: {admin_token: tttttttttttttttt}
+store: {url: redis://h}
+ledger: {}
+upstreams: {x: {base_url: https://h, auth: none, usage: as-asked, max_concurrency: 5}}
+models:
+  a.b: {routes: [{}, {weight: 2}], price: {input: 1}, max_output_tokens: 5, encoding: cl100k_base}
+plans: {std: {requests: [1/day], tokens: [1/day], spend: [1/day], concurrency: 1, weight: 2}}
+keys: [{id: a, secret: 0123456789abcdef, plan: std, limits: {concurrency: 1}}]
+queue: {}
+retries: {}
+breaker: {}
+"""
+    assert said(tmp_path, text) == (
+        "accepted, but without effect in this version: server.workers, ops.admin_token, store, ledger, "
+        'upstreams.x.usage, upstreams.x.max_concurrency, models."a.b".routes (all but the first by priority), '
+        'models."a.b".price, models."a.b".max_output_tokens, models."a.b".encoding, plans.std.requests, '
+        "plans.std.tokens, plans.std.spend, plans.std.concurrency, plans.std.weight, keys[0].limits, queue, retries, "
+        "breaker"
+    )
+    assert len(_NOT_ENFORCED) == 19, "each row is covered above: take the setting of a deleted row out there, too"
+
+
+def test_settings_that_ask_for_nothing_are_not_named(tmp_path: Path) -> None:
+    text = """\
+server: {workers: 1}
+ops: {admin_token: "${NO:-}"}
+upstreams: {x: {base_url: https://h, auth: none, max_concurrency: null}}
+models: {m: {routes: [{upstream: x, model: y}], price: null}}
+plans: {std: {requests: [], concurrency: null}}
+keys: [{id: a, secret: 0123456789abcdef, plan: std, limits: null}]
+"""
+    assert said(tmp_path, text) == ""
+
+
+def test_long_lists_are_cut(tmp_path: Path) -> None:
+    keys = "".join(f"- {{id: k{number}, secret: {SECRET}{number}}}\n" for number in range(100))
+    assert said(tmp_path, f"{UPSTREAM}plans: {{std: {{}}}}\nkeys:\n{keys}").endswith("k28, k29 and 70 more")
+
+
+def test_without_a_file_only_the_lack_of_plans_is_said(tmp_path: Path) -> None:
+    config, _ = without_file({"OPENAI_API_KEY": "sk"}, tmp_path)
+    assert warnings(config) == ["there are no plans: keys have no limits"]
