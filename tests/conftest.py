@@ -1,11 +1,9 @@
 """What holds for every test: which event loop, nothing blocks it, nothing is left running.
 
-Event loops. Async tests run on uvloop, as `sluice serve` does. A test, class or module that must hold on both loops says
-
-    @pytest.mark.asyncio(loop_factories=["uvloop", "asyncio"])        or, for a module, pytestmark = pytest.mark.…
-
-and runs twice. A folder may define `pytest_asyncio_loop_factories` in its own conftest instead. (Loop policies are
-deprecated from Python 3.14 on; this hook is what pytest-asyncio offers in their place.)
+Event loops. Async tests run on uvloop, as `sluice serve` does. A test, class or module that must hold on both loops is
+marked `pytest.mark.asyncio(loop_factories=["uvloop", "asyncio"])` (a module by `pytestmark`) and runs twice. A folder
+may define `pytest_asyncio_loop_factories` in its own conftest instead. Loop policies are deprecated from Python 3.14
+on; this hook is what pytest-asyncio offers in their place.
 
 Blocking. While a loop runs, a call from `proxy/` that may block (sleep, files, a blocking socket, a held lock) raises
 `blockbuster.BlockingError`, which fails the test. Code of tests and libraries may block, unless proxy code called it.
@@ -18,7 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import uvloop
@@ -41,12 +39,13 @@ def pytest_asyncio_loop_factories(item: pytest.Item) -> Mapping[str, Callable[[]
 def pytest_itemcollected(item: pytest.Item) -> None:
     # an autouse async fixture would start a loop for every plain test, too
     if isinstance(item, pytest.Function) and inspect.iscoroutinefunction(item.function):
-        item.fixturenames.insert(0, "no_task_left")
+        item.fixturenames.insert(0, "guarded_loop")
 
 
 @pytest.fixture
-async def no_task_left() -> AsyncIterator[None]:
+async def guarded_loop() -> AsyncIterator[None]:
     """First in, last out: what the test and its other fixtures started must be over by then."""
+    asyncio.get_running_loop().set_exception_handler(_end_what_timed_out)
     yield
     for _ in range(_SETTLING_TURNS):
         await asyncio.sleep(0)
@@ -54,7 +53,18 @@ async def no_task_left() -> AsyncIterator[None]:
     assert not left, f"tasks left running: {sorted(map(repr, left))}"
 
 
-@pytest.fixture(scope="session")
+def _end_what_timed_out(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Make the time limit of pytest-timeout work on uvloop.
+
+    It raises in a signal handler. asyncio lets that through; uvloop reports it here and would run on for ever.
+    """
+    if isinstance(context.get("exception"), pytest.fail.Exception):
+        for task in asyncio.all_tasks(loop):
+            task.cancel("the test's time limit")
+    loop.default_exception_handler(context)
+
+
+@pytest.fixture(scope="session", autouse=True)
 def _nothing_blocks() -> Iterator[None]:
     with blockbuster_ctx("proxy") as buster:
         # the very last act of a process: nothing is left that the loop could do meanwhile

@@ -154,11 +154,12 @@ async def _read_whole(exchange: Exchange, max_request_bytes: int) -> bytes:
     if not first or len(first) == announced:
         return first
     held = bytearray(first)
-    while piece := await exchange.body.read():
+    while len(held) <= max_request_bytes:
+        piece = await exchange.body.read()
+        if not piece:
+            return bytes(held)
         held += piece
-        if len(held) > max_request_bytes:
-            raise _too_large(max_request_bytes, f"({len(held)} bytes read)")
-    return bytes(held)
+    raise _too_large(max_request_bytes, f"({len(held)} bytes read)")
 
 
 def _too_large(max_request_bytes: int, how: str) -> errors.ProxyError:

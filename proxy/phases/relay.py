@@ -19,6 +19,8 @@ from proxy.core.sse import KEEPALIVE_COMMENT, EventScanner
 from proxy.phases.forward import MAX_ERROR_BODY_BYTES, AnswerKind
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from proxy.core.headers import RawHeaders
     from proxy.phases.exchange import Exchange
     from proxy.phases.forward import Answer
@@ -62,9 +64,11 @@ def _announced(answer: Answer) -> int | None:
     return None if length is None else int(length)
 
 
-async def _start(exchange: Exchange, answer: Answer, content_length: int | None) -> None:
-    """Pass the commit point: the head goes out."""
+async def _start(exchange: Exchange, answer: Answer, content_length: int | None, secrets: Sequence[bytes] = ()) -> None:
+    """Pass the commit point: the head goes out, without `secrets`."""
     headers = to_downstream(answer.stream.head.headers)
+    if secrets:
+        headers = [(name, _without(value, secrets)) for name, value in headers]
     if header(headers, b"x-request-id") is None:
         headers.append((b"x-request-id", exchange.id.encode("ascii")))
     headers += sluice_headers(exchange)
@@ -101,15 +105,19 @@ async def _relay_error(exchange: Exchange, answer: Answer, upstream: Upstream) -
                 errors.UPSTREAM_PROTOCOL_ERROR,
                 f"The upstream answered {answer.stream.head.status} with a body over {MAX_ERROR_BODY_BYTES} bytes.",
             )
-    body = bytes(held)
-    for secret in upstream.api_keys:
-        body = body.replace(secret, b"***")
+    body = _without(bytes(held), upstream.api_keys)
     is_head = exchange.method == "HEAD"
-    await _start(exchange, answer, _announced(answer) if is_head else len(body))
+    await _start(exchange, answer, _announced(answer) if is_head else len(body), upstream.api_keys)
     if body and not is_head:
         await exchange.downstream.write(body)
     await exchange.downstream.finish()
     return Observation()
+
+
+def _without(text: bytes, secrets: Sequence[bytes]) -> bytes:
+    for secret in secrets:
+        text = text.replace(secret, b"***")
+    return text
 
 
 class _EventRelay:
@@ -122,6 +130,7 @@ class _EventRelay:
         self._downstream = exchange.downstream
         self._scanner = EventScanner()
         self._ending = EndingWatch(exchange.endpoint.shape)
+        self._dropped_half = False  # of an event that was held back: what is out ends at a boundary
 
     async def run(self, keepalive_s: float | None) -> Observation:
         await _start(self._exchange, self._answer, None)
@@ -134,7 +143,7 @@ class _EventRelay:
             failure = None if self._is_whole() else error
         if failure is None:
             await self._downstream.finish()
-        elif self._scanner.at_boundary:
+        elif self._scanner.at_boundary or self._dropped_half:
             await self._downstream.write(self._error_event(failure))
             await self._downstream.finish()
         else:
@@ -155,25 +164,37 @@ class _EventRelay:
                 if self._scanner.done:
                     self._watchdog.hurry(_AFTER_DONE_S)
             data = await read()
-        rest = self._scanner.finish()
+        await self._finish_events()
+
+    async def _finish_events(self) -> None:
+        """The body has ended well: has the answer, too? Clients drop an event without its blank line, so it is no sign.
+
+        What is held of such an event still belongs to a finished answer; in an unfinished one the error takes its place.
+        """
+        scanner = self._scanner
+        between_events = scanner.at_boundary
+        rest = scanner.finish()
+        if self._ending.truncated(done=scanner.done):
+            self._dropped_half = between_events
+            raise errors.ProxyError(errors.UPSTREAM_PROTOCOL_ERROR, _TRUNCATED)
         if rest:
-            await write(rest)  # clients drop an event without its blank line: it says nothing to the ending
-        half_an_event = not rest and not self._scanner.at_boundary and not self._scanner.done
-        if half_an_event or self._ending.truncated(done=self._scanner.done):
+            await self._downstream.write(rest)
+        elif not scanner.at_boundary and not scanner.done:
             raise errors.ProxyError(errors.UPSTREAM_PROTOCOL_ERROR, _TRUNCATED)
 
     async def _stop_at_error_field(self, block: bytes) -> None:
         """Send what came before the field; the error event that follows takes the place of the rest."""
         field = _ERROR_LINE.search(block)
-        if field is not None and field.start():
-            await self._downstream.write(block[: field.start() + 1])
+        before = b"" if field is None else EventScanner().feed(block[: field.start() + 1])
+        if before:
+            await self._downstream.write(before)
         raise errors.ProxyError(errors.UPSTREAM_PROTOCOL_ERROR, _ERROR_FIELD)
 
     def _is_whole(self) -> bool:
         """The client has a complete answer, so that how the upstream's body ends no longer matters."""
         if self._exchange.endpoint.shape is StreamShape.RESPONSES:
             return self._ending.finish_seen
-        return self._scanner.done
+        return self._scanner.done and not self._ending.error_field_seen  # a `[DONE]` behind such a field is a false end
 
     def _send_comment(self) -> None:
         """Keep idle proxies on the way from cutting a silent stream (protocol.md section 4)."""

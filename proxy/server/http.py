@@ -12,6 +12,7 @@ from aiohttp.web_protocol import RequestHandler
 
 from proxy.core import errors
 from proxy.phases.exchange import new_exchange_id
+from proxy.server.hangups import Hangups
 
 if TYPE_CHECKING:
     import asyncio
@@ -67,25 +68,34 @@ class Server(web.Server):
         self.refused: set[Connection] = set()
         self._connection_kwargs = kwargs | {"loop": self._loop}
         self._connection_kwargs.pop("handler_cancellation", None)
+        self.hangups = Hangups()
 
     def __call__(self) -> Connection:
         """One more connection."""
         return Connection(self, **self._connection_kwargs)
 
+    async def shutdown(self, timeout: float | None = None) -> None:  # noqa: ASYNC109 - aiohttp's signature
+        """End all connections, each within `timeout` seconds."""
+        await super().shutdown(timeout)
+        self.hangups.close()
+
 
 class Connection(RequestHandler):
     """A client's connection."""
 
-    __slots__ = ("_server",)
+    __slots__ = ("_server", "_watched")
 
     def __init__(self, server: Server, **kwargs: Any) -> None:
         super().__init__(server, **kwargs)
         self._server = server
+        self._watched: tuple[int, asyncio.Transport] | None = None  # by `Server.hangups`
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take the connection, or refuse it with an answer when there are too many."""
         if len(self._server.connections) < self._server.max_connections:
             super().connection_made(transport)
+            self._watched = transport.get_extra_info("socket").fileno(), cast("asyncio.Transport", transport)
+            self._server.hangups.watch(*self._watched)
             return
         self._refuse(cast("asyncio.Transport", transport))
 
@@ -111,6 +121,8 @@ class Connection(RequestHandler):
     def connection_lost(self, exc: BaseException | None) -> None:
         """Forget the connection."""
         self._server.refused.discard(self)
+        if self._watched is not None:
+            self._server.hangups.forget(*self._watched)
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -124,14 +136,6 @@ class Connection(RequestHandler):
             broken = self._messages[-1][0]
             if not hasattr(broken, "method"):
                 request.content.set_exception(web.RequestPayloadError("broken framing"))
-
-    def eof_received(self) -> None:
-        """The client sends no more: it counts as gone, and what it may never read is not waited for.
-
-        The transport would otherwise flush first, and a stream to a client that stopped reading go on.
-        """
-        if self.transport is not None:
-            self.transport.abort()
 
     async def shutdown(self, timeout: float | None = 15.0) -> None:  # noqa: ASYNC109 - aiohttp's signature
         """End the connection within `timeout` seconds, even one that is not read from.

@@ -8,7 +8,7 @@ and is decided above.
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from proxy.core.errors import BAD_REQUEST, INTERNAL, UPSTREAM_STALE, UPSTREAM_TIMEOUT, ProxyError
@@ -34,9 +34,9 @@ class UpstreamRequest:
     """
 
     method: bytes
-    target: bytes
-    headers: list[tuple[bytes, bytes]]
-    body: bytes | AsyncIterator[bytes] = b""
+    target: bytes = field(repr=False)  # a configured query may hold a credential
+    headers: list[tuple[bytes, bytes]] = field(repr=False)
+    body: bytes | AsyncIterator[bytes] = field(default=b"", repr=False)
     content_length: int | None = None
 
 

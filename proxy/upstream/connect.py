@@ -106,7 +106,7 @@ async def connect(
     try:
         await _establish(origin, connection)
     except BaseException as error:
-        pass
+        connection.abort()
         # only our own timer's cancellation becomes a timeout; one from outside goes on
         if expired and task.uncancel() <= cancels_before and isinstance(error, asyncio.CancelledError):
             raise ProxyError(UPSTREAM_CONNECT_TIMEOUT, "connecting to the upstream took too long") from error

@@ -51,6 +51,7 @@ class Line:
     upstream: RawUpstream
     proxy: Running
     client: RecordingClient
+    peer_request: bytes = b""  # the last that `open` read
 
     async def open(
         self,
@@ -63,9 +64,13 @@ class Line:
     ) -> RawPeer:
         """Send a request; the upstream's side of it, with the request read into `peer_request`."""
         self.client.send(method, path, body, headers=headers, **how)
-        peer = await asyncio.wait_for(self.upstream.accept(), PATIENCE_S)
-        self.peer_request = await peer.request()
+        peer = await self.accept()
+        self.peer_request = await asyncio.wait_for(peer.request(), PATIENCE_S)
         return peer
+
+    async def accept(self) -> RawPeer:
+        """The upstream's side of the proxy's next connection."""
+        return await asyncio.wait_for(self.upstream.accept(), PATIENCE_S)
 
     async def answered(self, pieces: Iterable[bytes], *args: Any, close: bool = True, **how: Any) -> Answer:
         """Ask, let the upstream send `pieces`, each given a turn of the loop to arrive alone; then close its side."""

@@ -154,23 +154,22 @@ async def test_what_sluice_adds_where_the_upstream_says_nothing() -> None:
     assert answer.all("x-request-id") == answer.all("x-sluice-id")
 
 
-@pytest.mark.parametrize("key", [UPSTREAM_KEY, 'sk-a\\/b+"c'], ids=["plain", "with-json-escapes"])
-async def test_an_echoed_credential_does_not_reach_the_client(key: str) -> None:
-    """Some servers quote the key they refuse."""
-    async with line(upstream={"api_keys": (Secret(key),)}) as way:
+async def test_an_echoed_credential_does_not_reach_the_client() -> None:
+    """Some servers quote the key they refuse, even in a header."""
+    async with line() as way:
         peer = await way.open()
         [sent] = _values(way.peer_request, "authorization")
-        assert sent == f"Bearer {key}"
         body = b'{"error":{"message":"Incorrect API key: %b"}}' % sent.encode()
-        await peer.send(head("401 Unauthorized", "application/json", f"X-Request-Id: {key}") + chunk(body) + LAST_CHUNK)
+        start = head("401 Unauthorized", "application/json", f'WWW-Authenticate: Bearer error="{sent}"')
+        await peer.send(start + chunk(body[:50]) + chunk(body[50:]) + LAST_CHUNK)
         answer = await way.answer()
         await way.proxy.exchange()
         log = way.proxy.log_text
     assert answer.status == 401
-    assert key.encode() not in answer.body
-    assert answer.body == body.replace(key.encode(), b"***")
-    assert key not in str(answer.headers)
-    assert key not in log
+    assert answer.body == body.replace(UPSTREAM_KEY.encode(), b"***")
+    assert answer.all("www-authenticate") == ['Bearer error="Bearer ***"']
+    assert UPSTREAM_KEY not in str(answer.headers)
+    assert UPSTREAM_KEY not in log
 
 
 async def test_configured_headers_and_query() -> None:

@@ -104,6 +104,20 @@ async def test_in_an_upload(
         assert pool.open == 0
 
 
+async def test_in_an_upload_that_the_upstream_does_not_read(
+    pool: UpstreamPool, upstream: RawUpstream, tasks: BackgroundTasks
+) -> None:
+    """What is unsent is dropped: the descriptor is free although the upstream never takes a byte."""
+    attempting = start(pool, tasks, UpstreamRequest(b"POST", b"/", [], endless()))
+    await upstream.accept()
+    await turns_until(lambda: pool.open == 1)
+    [connection] = pool._open
+    await turns_until(lambda: connection._writing_paused)
+    before = descriptors()
+    await cancelled(attempting)
+    await turns_until(lambda: descriptors() == before - 1)
+
+
 @pytest.mark.parametrize("secure", [False, True])
 @pytest.mark.parametrize("sent", [b"", OK, b"HTTP/1.1 103 Early\r\n\r\n"])
 async def test_while_waiting_for_the_head(

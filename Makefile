@@ -1,0 +1,54 @@
+# make demo | test | lint | bench | clean: each sets up what it needs; nothing is fetched twice.
+
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+.PHONY: demo test lint bench clean
+.DELETE_ON_ERROR:
+
+demo: .venv/runtime.stamp
+	@$(BIN)/sluice demo
+
+test: .venv/development.stamp .venv-openai1/stamp tests/clients/node_modules/stamp
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
+
+lint: .venv/development.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: .venv/development.stamp
+	$(BIN)/python tests/bench/compare.py
+
+clean:
+	rm -rf .venv .venv-openai1 tests/clients/node_modules build *.egg-info .mypy_cache .ruff_cache .pytest_cache \
+	  .hypothesis .import_linter_cache
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
+	  { echo "Sluice needs Python 3.11 or later: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+
+.venv/runtime.stamp: pyproject.toml constraints.txt | .venv/bin/python
+	$(PIP) --constraint constraints.txt --editable .
+	@touch $@
+
+.venv/development.stamp: .venv/runtime.stamp
+	$(PIP) 'pip>=25.1'
+	$(PIP) --constraint constraints.txt --group dev
+	@touch $@
+
+# an SDK of the generation before last, which many applications still use: it and the newest exclude each other
+.venv-openai1/stamp: tests/clients/openai1.txt | .venv/bin/python
+	test -x .venv-openai1/bin/python || .venv/bin/python -m venv .venv-openai1
+	.venv-openai1/bin/python -m pip install --quiet --disable-pip-version-check --requirement tests/clients/openai1.txt
+	@touch $@
+
+tests/clients/node_modules/stamp: tests/clients/package.json tests/clients/package-lock.json
+	@if command -v npm >/dev/null; then \
+	  cd tests/clients && npm ci --silent --no-audit --no-fund && touch node_modules/stamp; \
+	else \
+	  echo "NODE IS NOT INSTALLED: the tests of the Node SDK will be skipped"; \
+	fi

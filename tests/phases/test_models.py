@@ -1,0 +1,183 @@
+"""`GET /models`: what a key may use, from the configuration and, behind patterns, from the upstreams."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from proxy.config import KeyConfig, ModelConfig, PlanConfig, RouteConfig
+from proxy.config_values import Secret
+from proxy.core.patterns import PatternTable
+from proxy.phases import models as models_phase
+from proxy.phases.models import Catalogue
+from proxy.phases.route import ModelRoute, Router
+from proxy.tasks import BackgroundTasks
+from tests.fakes.answering import AnsweringUpstream, response
+from tests.fakes.arrived import arrived, principal
+from tests.fakes.client import RecordingClient
+from tests.fakes.raw_upstream import RawUpstream
+from tests.fakes.refusals import Row, assert_refused
+from tests.fakes.running import KEY, UPSTREAM_KEY, running, upstream_config
+from tests.fakes.stage import stage
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+LISTED = ("gpt-4o", "gpt-4o-mini", "o1", "org/name", "text-old")
+
+
+def listing(*names: str) -> bytes:
+    data = [{"id": name, "object": "model", "created": 17, "owned_by": "the-lab"} for name in names]
+    return response(json.dumps({"object": "list", "data": data}).encode())
+
+
+def listed(_: bytes) -> bytes:
+    return listing(*LISTED)
+
+
+def planned(*models: str) -> dict[str, Any]:
+    key = KeyConfig(id="team-a", secret=Secret(KEY), plan="p")
+    return {"plans": {"p": PlanConfig(models=models)}, "keys": (key,)}
+
+
+async def names(client: RecordingClient) -> list[str]:
+    answer = await client.ask("GET", "/v1/models")
+    assert (answer.status, answer.header("content-type")) == (200, "application/json")
+    assert answer.json["object"] == "list"
+    return [model["id"] for model in answer.json["data"]]
+
+
+async def test_configured_names_are_known_without_asking_anybody() -> None:
+    models = {"zeta": ModelConfig(), "alpha": ModelConfig()}
+    async with stage(listed, models=models) as (upstream, _, client):
+        assert await names(client) == ["alpha", "zeta"]
+        assert upstream.requests == []
+        answer = await client.ask("GET", "/models/zeta")
+        assert answer.json == {"id": "zeta", "object": "model", "created": 0, "owned_by": "sluice"}
+
+
+async def test_behind_patterns_the_upstream_is_asked() -> None:
+    models = {"gpt-*": ModelConfig(), "mine": ModelConfig(), "gpt-4o": ModelConfig()}
+    async with stage(listed, models=models) as (upstream, proxy, client):
+        assert await names(client) == ["gpt-4o", "gpt-4o-mini", "mine"]
+        assert upstream.requests[0].startswith(b"GET /v1/models HTTP/1.1\r\n")
+        assert f"\r\nAuthorization: Bearer {UPSTREAM_KEY}\r\n".encode() in upstream.requests[0]
+        assert KEY.encode() not in upstream.requests[0]
+        answer = await client.ask("GET", "/v1/models/gpt-4o-mini")
+        assert answer.json == {"id": "gpt-4o-mini", "object": "model", "created": 17, "owned_by": "the-lab"}
+        assert (await proxy.exchange(2))["endpoint"] == "models"
+
+
+async def test_without_a_configuration_of_models_the_first_upstream_knows_them() -> None:
+    async with stage(listed) as (_, _, client):
+        assert await names(client) == sorted(LISTED)
+
+
+async def test_the_plan_filters_the_list_and_its_single_models() -> None:
+    async with stage(listed, **planned("gpt-*", "org/*")) as (upstream, _, client):
+        assert await names(client) == ["gpt-4o", "gpt-4o-mini", "org/name"]
+        asked = len(upstream.requests)
+        assert_refused(await client.ask("GET", "/v1/models/o1"), Row(404, "model_not_found"))
+        assert len(upstream.requests) == asked
+
+
+async def test_a_model_outside_the_plan_and_an_unknown_one_cannot_be_told_apart() -> None:
+    models = {"known": ModelConfig(), "secret": ModelConfig()}
+    async with stage(models=models, **planned("known", "absent")) as (_, _, client):
+        bodies = {
+            (await client.ask("GET", f"/v1/models/{name}")).body.replace(name.encode(), b"X")
+            for name in ("secret", "absent", "nothing")
+        }
+        assert len(bodies) == 1
+
+
+@pytest.mark.parametrize("path", ["org/name", "org%2Fname", "org%2fname", "org/name/", "%6frg/name"])
+async def test_names_with_slashes_come_plain_or_escaped(path: str) -> None:
+    async with stage(listed, models={"org/*": ModelConfig()}) as (_, _, client):
+        answer = await client.ask("GET", f"/v1/models/{path}")
+        assert (answer.status, answer.json["id"]) == (200, "org/name")
+
+
+async def test_the_list_is_asked_for_once_in_a_while() -> None:
+    async with stage(listed, models={"*": ModelConfig()}) as (upstream, proxy, client):
+        catalogue = proxy.worker.app.pipeline._catalogue
+        now_s = [1000.0]
+        catalogue._clock = lambda: now_s[0]
+        for seconds, requests in ((0.0, 1), (59.9, 1), (0.2, 2), (30.0, 2)):
+            now_s[0] += seconds
+            assert await names(client) == sorted(LISTED)
+            assert len(upstream.requests) == requests
+
+
+FAILURES = {
+    "hangs up": b"",
+    "an error": response(b'{"error":{}}', status=500),
+    "no list": response(b'{"models":["a"]}'),
+    "no JSON": response(b"<html>"),
+    "not even HTTP": b"garbage\r\n\r\n",
+    "cut short": b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 99\r\n\r\n" + b'{"data":[{"id":"a"}]}',
+}
+
+
+@pytest.mark.parametrize("failure", FAILURES.values(), ids=FAILURES)
+async def test_an_upstream_that_fails_costs_its_part_of_the_list(failure: bytes) -> None:
+    async with AnsweringUpstream(lambda _: failure) as bad, AnsweringUpstream(listed) as good:
+        upstreams = {"bad": upstream_config(bad.url), "good": upstream_config(good.url)}
+        models = {
+            "bad-*": ModelConfig(routes=(RouteConfig(upstream="bad"),)),
+            "gpt-*": ModelConfig(routes=(RouteConfig(upstream="good"),)),
+            "configured": ModelConfig(routes=(RouteConfig(upstream="bad"),)),
+        }
+        async with running(upstreams, models=models) as proxy, await RecordingClient.connect(proxy.port) as client:
+            assert await names(client) == ["configured", "gpt-4o", "gpt-4o-mini"]
+            assert await names(client) == ["configured", "gpt-4o", "gpt-4o-mini"]
+            assert len(bad.requests) == 1, "it is left alone for a while"
+            assert (await proxy.exchange(2))["outcome"] == "ok"
+
+
+async def test_a_list_that_was_good_outlives_a_failure() -> None:
+    async with stage(listed, models={"gpt-*": ModelConfig()}) as (upstream, proxy, client):
+        assert await names(client) == ["gpt-4o", "gpt-4o-mini"]
+        catalogue = proxy.worker.app.pipeline._catalogue
+        catalogue._kept = {name: (at - 100.0, kept) for name, (at, kept) in catalogue._kept.items()}
+        upstream.answer = lambda _: b""
+        assert await names(client) == ["gpt-4o", "gpt-4o-mini"]
+
+
+async def test_a_list_that_comes_too_slowly_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(models_phase, "_PATIENCE_S", 0.1)
+    models = {"gpt-*": ModelConfig(), "mine": ModelConfig()}
+    with RawUpstream() as upstream:
+        url = f"http://127.0.0.1:{upstream.port}"
+        async with running(url, models=models) as proxy, await RecordingClient.connect(proxy.port) as client:
+            client.send("GET", "/v1/models")
+            peer = await upstream.accept()
+            await peer.answer(b'HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n{"data":[')
+            assert [model["id"] for model in (await client.answer()).json["data"]] == ["mine"]
+            await peer.ended()
+
+
+async def test_names_an_upstream_lists_but_does_not_serve_are_not_shown() -> None:
+    """Two upstreams list each other's names; each name is shown once, for the one that serves it."""
+    async with AnsweringUpstream(listed) as first, AnsweringUpstream(listed) as second:
+        upstreams = {"first": upstream_config(first.url), "second": upstream_config(second.url)}
+        models = {
+            "gpt-*": ModelConfig(routes=(RouteConfig(upstream="first"),)),
+            "o*": ModelConfig(routes=(RouteConfig(upstream="second"),)),
+        }
+        async with running(upstreams, models=models) as proxy, await RecordingClient.connect(proxy.port) as client:
+            assert await names(client) == ["gpt-4o", "gpt-4o-mini", "o1", "org/name"]
+
+
+@pytest.mark.parametrize("wanted", ["m", "a/b", "a%2Fb"])
+async def test_one_model_has_the_shape_of_the_list(wanted: str) -> None:
+    routes: Iterable[str] = ("m", "a/b")
+    upstream: Any = None  # nothing is asked: both names are configured
+    table = {name: ModelRoute(upstream) for name in routes}
+    catalogue = Catalogue(Router(upstream, PatternTable(table), table), BackgroundTasks())
+    alone = json.loads(await catalogue.answer(arrived(method="GET", path=f"/models/{wanted}"), principal()))
+    everything = json.loads(await catalogue.answer(arrived(method="GET", path="/models"), principal()))
+    assert alone in everything["data"]
+    assert list(alone) == ["id", "object", "created", "owned_by"]

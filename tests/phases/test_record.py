@@ -1,0 +1,145 @@
+"""The record: which status, outcome and fields each set of findings leads to."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, cast
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from proxy.core import errors
+from proxy.phases.admit import Admission
+from proxy.phases.exchange import Phase
+from proxy.phases.record import Findings, outcome_of, record, status_of
+from proxy.phases.relay import Observation
+from proxy.telemetry.metrics import Metrics
+from tests.fakes.arrived import arrived, principal
+
+if TYPE_CHECKING:
+    from proxy.phases.exchange import Exchange
+
+FAILED = errors.ProxyError(errors.UPSTREAM_TIMEOUT, "The upstream sent nothing for 2 s.")
+GONE = errors.ProxyError(errors.CLIENT_GONE, "The client has left.")
+PRIVATE = errors.ProxyError(errors.MODEL_NOT_FOUND, "The model `private-name` does not exist.")
+
+
+class Line:
+    """A logger that keeps the one line it is given."""
+
+    def __init__(self) -> None:
+        self.level = ""
+        self.fields: dict[str, Any] = {}
+
+    def info(self, event: str, **fields: Any) -> None:
+        assert not self.fields, "a second line"
+        self.level, self.fields = "info", {"event": event, **fields}
+
+    def warning(self, event: str, **fields: Any) -> None:
+        self.info(event, **fields)
+        self.level = "warning"
+
+
+def answered(status: int) -> Any:
+    head = SimpleNamespace(status=status)
+    return SimpleNamespace(stream=SimpleNamespace(head=head, received_bytes=11, reused=True))
+
+
+def routed() -> Any:
+    return SimpleNamespace(upstream=SimpleNamespace(name="up"), label="gpt-*")
+
+
+def recorded(findings: Findings, exchange: Exchange | None = None) -> tuple[Line, CollectorRegistry]:
+    registry, line = CollectorRegistry(), Line()
+    record(exchange or arrived(), findings, Metrics(registry), cast("Any", line))
+    return line, registry
+
+
+@pytest.mark.parametrize(
+    ("findings", "status", "outcome"),
+    [
+        (Findings(answer=answered(200), observation=Observation(3)), 200, "ok"),
+        (Findings(answer=answered(201), observation=Observation()), 201, "ok"),
+        (Findings(answer=answered(429), observation=Observation()), 429, "upstream_error"),
+        (Findings(answer=answered(503), observation=Observation()), 503, "upstream_error"),
+        (Findings(answered=200), 200, "ok"),
+        (Findings(error=FAILED), 504, "upstream_timeout"),
+        (Findings(answer=answered(200), observation=Observation(3, FAILED)), 200, "upstream_timeout"),
+        (Findings(answer=answered(200), error=GONE), 499, "client_gone"),
+        (Findings(answer=answered(200), error=GONE, observation=Observation(1, FAILED)), 499, "client_gone"),
+        (Findings(), 500, "upstream_error"),
+    ],
+)
+def test_status_and_outcome(findings: Findings, status: int, outcome: str) -> None:
+    assert (status_of(findings), outcome_of(findings)) == (status, outcome)
+    line, registry = recorded(findings)
+    assert (line.fields["status"], line.fields["outcome"]) == (status, outcome)
+    labels = {"key": "", "model": "", "endpoint": "chat/completions", "outcome": outcome, "status": str(status)}
+    assert registry.get_sample_value("sluice_requests_total", labels) == 1
+
+
+@pytest.mark.parametrize(("status", "level"), [(200, "info"), (404, "info"), (499, "info"), (500, "warning")])
+def test_what_went_wrong_here_or_upstream_is_a_warning(status: int, level: str) -> None:
+    assert recorded(Findings(answer=answered(status)))[0].level == level
+
+
+def test_a_fault_is_a_warning_with_its_class() -> None:
+    line, _ = recorded(Findings(answered=200, fault="KeyError"))
+    assert (line.level, line.fields["fault"]) == ("warning", "KeyError")
+
+
+def test_the_log_names_the_model_and_the_metrics_its_pattern() -> None:
+    admission = Admission(principal(), "gpt-4o-mini", streamed=True, body=b"")
+    found = Findings(principal=principal(), admission=admission, route=routed(), answer=answered(200))
+    line, registry = recorded(found)
+    assert (line.fields["model"], line.fields["key_id"], line.fields["upstream"]) == ("gpt-4o-mini", "team-a", "up")
+    labels = {"key": "team-a", "model": "gpt-*", "endpoint": "chat/completions", "outcome": "ok", "status": "200"}
+    assert registry.get_sample_value("sluice_requests_total", labels) == 1
+
+
+def test_a_model_nobody_knows_is_in_neither() -> None:
+    admission = Admission(principal(), "typed-by-somebody", streamed=False, body=b"")
+    line, registry = recorded(Findings(principal=principal(), admission=admission, error=PRIVATE))
+    assert line.fields["model"] is None
+    shown = [str(value) for value in line.fields.values()]
+    shown += [value for family in registry.collect() for s in family.samples for value in s.labels.values()]
+    assert not [text for text in shown if "typed-by-somebody" in text or "private-name" in text]
+
+
+def test_a_long_model_name_is_cut() -> None:
+    admission = Admission(principal(), "m" * 5000, streamed=False, body=b"")
+    line, _ = recorded(Findings(admission=admission, route=routed(), answer=answered(200)))
+    assert line.fields["model"] == "m" * 128
+
+
+def test_our_messages_about_upstreams_are_shown_and_those_about_clients_are_not() -> None:
+    line, _ = recorded(Findings(error=FAILED))
+    assert (line.fields["blame"], line.fields["error"]) == ("upstream", FAILED.message)
+    line, _ = recorded(Findings(error=PRIVATE))
+    assert line.fields["blame"] == "downstream"
+    assert "error" not in line.fields
+
+
+def test_times_are_those_of_the_phases() -> None:
+    exchange = arrived()
+    for phase in (Phase.ADMIT, Phase.ROUTE, Phase.FORWARD, Phase.DONE):
+        exchange.timeline.enter(phase)
+    marks = exchange.timeline.began_s
+    for number, phase in enumerate(marks):
+        marks[phase] = 100.0 + number * number  # seconds: 0, 1, 4, 9, 16
+    exchange.timeline.forwarded_s = marks[Phase.FORWARD]
+    line, registry = recorded(Findings(error=FAILED, ended_in=Phase.FORWARD, aborted_by="idle"), exchange)
+    assert line.fields["phases_s"] == {"authenticate": 1.0, "admit": 3.0, "route": 5.0, "forward": 7.0}
+    assert (line.fields["phase"], line.fields["attempts"], line.fields["aborted_by"]) == ("forward", 1, "idle")
+    overhead = registry.get_sample_value("sluice_overhead_seconds_sum", {"endpoint": "chat/completions"})
+    assert overhead == 9.0
+    assert registry.get_sample_value("sluice_aborts_total", {"phase": "forward", "by": "idle"}) == 1
+
+
+def test_what_never_happened_is_not_counted() -> None:
+    line, registry = recorded(Findings(error=PRIVATE, ended_in=Phase.ADMIT))
+    assert [name for name in ("first_byte_s", "events", "upstream_status", "aborted_by") if name in line.fields] == []
+    counted = {s.name for family in registry.collect() for s in family.samples}
+    assert "sluice_duration_seconds_count" in counted
+    assert counted.isdisjoint({"sluice_overhead_seconds_count", "sluice_time_to_first_byte_seconds_count"})
+    assert "sluice_aborts_total" not in counted
