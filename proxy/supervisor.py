@@ -121,7 +121,9 @@ def listener(host: str, port: int) -> socket.socket:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
         return socket.create_server((host, port), family=family, backlog=_BACKLOG)
     except OSError as error:
-        raise OSError(error.errno, f"cannot listen on {host}:{port}: {error.strerror or error}") from error
+        # socket.create_server names the address a second time, in brackets
+        why = (error.strerror or str(error)).partition(" (while")[0]
+        raise OSError(error.errno, f"cannot listen on {host}:{port}: {why}") from error
 
 
 def connection_limit(wanted: int, log: structlog.typing.FilteringBoundLogger) -> int:

@@ -16,7 +16,7 @@ from tests.fakes import served
 from tests.fakes.client import RecordingClient
 from tests.fakes.raw_upstream import RawPeer, RawUpstream
 from tests.fakes.running import KEY
-from tests.fakes.waiting import until
+from tests.fakes.waiting import until, until_asked
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -79,12 +79,6 @@ async def is_refused(port: int) -> bool:
     return False
 
 
-async def becomes_refused(port: int) -> None:
-    async with asyncio.timeout(5):
-        while not await is_refused(port):
-            continue
-
-
 def said(proxy: Served, event: str) -> bool:
     return any(line["event"] == event for line in proxy.lines)
 
@@ -103,15 +97,15 @@ async def test_a_drain_lets_streams_end_whole_and_tells_the_rest(tmp_path: Path)
         proxy.process.send_signal(signal.SIGTERM)
         await until(lambda: said(proxy, "draining"), "the drain to begin")
         assert await ready_status(proxy) == 503
-        late = await RecordingClient.connect(proxy.port)
-        models = await late.ask("GET", "/v1/models/m")
-        assert models.header("connection") == "close"
-        await becomes_refused(proxy.port)
+        late, late_peer, served_late = await streaming(proxy, upstream)
+        assert served_late.header("connection") == "close"
+        await until_asked(lambda: is_refused(proxy.port), "listeners closed")
 
-        await ending_peer.send(chunk(REST) + b"0\r\n\r\n")
-        while await ending.piece(ended):
-            continue
-        assert (ended.body, ended.whole) == (EVENT + REST, True)
+        for client, peer, answer in ((ending, ending_peer, ended), (late, late_peer, served_late)):
+            await peer.send(chunk(REST) + b"0\r\n\r\n")
+            while await client.piece(answer):
+                continue
+            assert (answer.body, answer.whole) == (EVENT + REST, True)
 
         while await left.piece(cut):
             continue
@@ -138,9 +132,9 @@ async def test_a_drain_ends_with_the_last_exchange(tmp_path: Path) -> None:
     async with proxied(tmp_path, notice="0s", drain="10m") as (proxy, upstream):
         client, peer, answer = await streaming(proxy, upstream)
         idle = await RecordingClient.connect(proxy.port)
-        assert (await idle.ask("GET", "/v1/models")).status == 200  # its connection is kept alive, and does not count
+        assert (await idle.ask("GET", "/v1/files")).status == 403  # its connection is kept alive, and does not count
         proxy.process.send_signal(signal.SIGTERM)
-        await becomes_refused(proxy.port)
+        await until_asked(lambda: is_refused(proxy.port), "listeners closed")
         await peer.send(chunk(REST) + b"0\r\n\r\n")
         while await client.piece(answer):
             continue
@@ -191,7 +185,8 @@ async def test_a_client_that_does_not_read_cannot_hold_the_stop(tmp_path: Path) 
         await peer.ended()
         assert await proxy.exit_code() == 0
         await client.close()
-    assert len(proxy.exchanges) == 1
+    [line] = proxy.exchanges
+    assert (line["aborted_by"], line["outcome"], line["phase"]) == ("drain", "draining", "relay")
 
 
 async def flood_until_stuck(peer: RawPeer) -> None:

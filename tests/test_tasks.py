@@ -31,7 +31,7 @@ async def test_a_task_nobody_else_holds_survives_the_collector() -> None:
         await woken
         done.set()
 
-    tasks.start(work(), "work")
+    assert not tasks.start(work(), "work").done()  # and the reference is gone
     await turns()
     gc.collect()
     wake[0]()

@@ -133,14 +133,7 @@ class Pipeline:
                 findings.aborted_by = "drain"
                 await self._tell(exchange, findings, live.interruption)
         except (asyncio.CancelledError, ConnectionError):
-            stalled = live.answer is not None and live.answer.watchdog.fired == "write_stall"
-            kind, message = (
-                (errors.CLIENT_STALLED, "The client stopped reading.")
-                if stalled
-                else (errors.CLIENT_GONE, "The client has left.")
-            )
-            findings.error = errors.ProxyError(kind, message)
-            findings.aborted_by = "write_stall" if stalled else "client"
+            findings.error, findings.aborted_by = _who_ended(live)
             exchange.downstream.abort()
             raise
         except Exception as fault:  # noqa: BLE001 - one exchange's fault must not become another's
@@ -221,6 +214,15 @@ class _Live:
     task: asyncio.Task[object] | None
     answer: Answer | None = None
     interruption: errors.ProxyError | None = None
+
+
+def _who_ended(live: _Live) -> tuple[errors.ProxyError, str]:
+    """Why an exchange was cancelled or lost its client, and the word for who did it."""
+    if live.interruption is not None:
+        return live.interruption, "drain"
+    if live.answer is not None and live.answer.watchdog.fired == "write_stall":
+        return errors.ProxyError(errors.CLIENT_STALLED, "The client stopped reading."), "write_stall"
+    return errors.ProxyError(errors.CLIENT_GONE, "The client has left."), "client"
 
 
 def _error_headers(error: errors.ProxyError) -> RawHeaders:

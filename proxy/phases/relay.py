@@ -130,7 +130,7 @@ class _EventRelay:
         self._downstream = exchange.downstream
         self._scanner = EventScanner()
         self._ending = EndingWatch(exchange.endpoint.shape)
-        self._dropped_half = False  # of an event that was held back: what is out ends at a boundary
+        self._dropped_after: int | None = None  # so many events are out, and half of one was held back and dropped
 
     async def run(self, keepalive_s: float | None) -> Observation:
         await _start(self._exchange, self._answer, None)
@@ -143,12 +143,12 @@ class _EventRelay:
             failure = None if self._is_whole() else error
         if failure is None:
             await self._downstream.finish()
-        elif self._scanner.at_boundary or self._dropped_half:
+        elif self._scanner.at_boundary or self._dropped_after is not None:
             await self._downstream.write(self._error_event(failure))
             await self._downstream.finish()
         else:
             self._downstream.cut()  # half of an oversize event is out: nothing readable can follow it
-        return Observation(self._scanner.events, failure)
+        return Observation(self._scanner.events if self._dropped_after is None else self._dropped_after, failure)
 
     async def _relay_events(self) -> None:
         feed, write, read = self._scanner.feed, self._downstream.write, self._watchdog.read
@@ -167,15 +167,16 @@ class _EventRelay:
         await self._finish_events()
 
     async def _finish_events(self) -> None:
-        """The body has ended well: has the answer, too? Clients drop an event without its blank line, so it is no sign.
+        """Judge the answer, whose body has ended well.
 
-        What is held of such an event still belongs to a finished answer; in an unfinished one the error takes its place.
+        What is still held has no blank line, so clients drop it and it says nothing. Behind a finished answer it is
+        sent as it is; in an unfinished one the error takes its place.
         """
         scanner = self._scanner
-        between_events = scanner.at_boundary
+        events, between_events = scanner.events, scanner.at_boundary
         rest = scanner.finish()
         if self._ending.truncated(done=scanner.done):
-            self._dropped_half = between_events
+            self._dropped_after = events if between_events else None
             raise errors.ProxyError(errors.UPSTREAM_PROTOCOL_ERROR, _TRUNCATED)
         if rest:
             await self._downstream.write(rest)

@@ -70,6 +70,11 @@ class Server(web.Server):
         self._connection_kwargs.pop("handler_cancellation", None)
         self.hangups = Hangups()
 
+    @property
+    def open_connections(self) -> int:
+        """How many connections are open; aiohttp's own `connections` makes a list of them."""
+        return len(self._connections)
+
     def __call__(self) -> Connection:
         """One more connection."""
         return Connection(self, **self._connection_kwargs)
@@ -92,7 +97,7 @@ class Connection(RequestHandler):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take the connection, or refuse it with an answer when there are too many."""
-        if len(self._server.connections) < self._server.max_connections:
+        if self._server.open_connections < self._server.max_connections:
             super().connection_made(transport)
             self._watched = transport.get_extra_info("socket").fileno(), cast("asyncio.Transport", transport)
             self._server.hangups.watch(*self._watched)

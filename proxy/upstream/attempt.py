@@ -97,7 +97,7 @@ class UpstreamStream:
             if self._reader.complete:
                 return b""
             if self._connection is None:
-                raise ProxyError(INTERNAL, "the exchange with the upstream was aborted")
+                raise ProxyError(INTERNAL, "The exchange with the upstream was aborted.")
             if self._connection.closed:
                 raise self._connection.error
             await self._connection.changed()
@@ -207,7 +207,7 @@ class _SilenceTimer:
         self._limit_s = None
 
     def _expire(self) -> None:
-        self._connection.fail(ProxyError(UPSTREAM_TIMEOUT, "the upstream did not answer in time"))
+        self._connection.fail(ProxyError(UPSTREAM_TIMEOUT, "The upstream did not answer in time."))
 
 
 def _encode_head(request: UpstreamRequest) -> bytes:
@@ -224,7 +224,7 @@ def _encode_head(request: UpstreamRequest) -> bytes:
     head = b"\r\n".join(lines)
     # whoever smuggles a line end in here writes the headers, or the next request (RFC 9112 section 11.1)
     if head.count(b"\n") != len(lines) - 1 or head.count(b"\r") != len(lines) - 1 or b"\0" in head:
-        raise ProxyError(INTERNAL, "a header for the upstream holds a character that is not allowed")
+        raise ProxyError(INTERNAL, "A header for the upstream holds a character that is not allowed.")
     return head + b"\r\n\r\n"
 
 
@@ -258,7 +258,7 @@ async def _send_body(
     async for piece in body:
         sent_bytes += len(piece)
         if length_bytes is not None and sent_bytes > length_bytes:
-            raise ProxyError(BAD_REQUEST, "the request body is longer than its Content-Length")
+            raise ProxyError(BAD_REQUEST, "The request body is longer than its Content-Length.")
         for start in range(0, len(piece), PIECE_BYTES):
             part = piece[start : start + PIECE_BYTES]
             connection.write(b"%x\r\n%b\r\n" % (len(part), part) if length_bytes is None else part)
@@ -268,7 +268,7 @@ async def _send_body(
     if length_bytes is None:
         connection.write(b"0\r\n\r\n")
     elif sent_bytes < length_bytes:
-        raise ProxyError(BAD_REQUEST, "the request body is shorter than its Content-Length")
+        raise ProxyError(BAD_REQUEST, "The request body is shorter than its Content-Length.")
     timer.restart()
 
 

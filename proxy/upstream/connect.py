@@ -109,7 +109,7 @@ async def connect(
         connection.abort()
         # only our own timer's cancellation becomes a timeout; one from outside goes on
         if expired and task.uncancel() <= cancels_before and isinstance(error, asyncio.CancelledError):
-            raise ProxyError(UPSTREAM_CONNECT_TIMEOUT, "connecting to the upstream took too long") from error
+            raise ProxyError(UPSTREAM_CONNECT_TIMEOUT, "Connecting to the upstream took too long.") from error
         raise
     finally:
         timer.cancel()
@@ -123,14 +123,14 @@ async def _establish(origin: Origin, connection: UpstreamConnection) -> None:
     try:
         await loop.create_connection(lambda: connection, sock=sock)
     except OSError as error:
-        raise _unreachable("could not connect to the upstream") from error
+        raise _unreachable("Could not connect to the upstream.") from error
     connection.attach(sock)
     if origin.proxy is not None:
         await _tunnel(connection, origin, origin.proxy)
     if origin.tls is not None:
         await _secure(connection, origin.tls, origin.server_hostname or origin.host)
     if connection.closed:
-        raise _unreachable("the upstream closed the connection at once")
+        raise _unreachable("The upstream closed the connection at once.")
 
 
 async def _dial(host: str, port: int) -> socket.socket:
@@ -143,13 +143,13 @@ async def _dial(host: str, port: int) -> socket.socket:
     try:
         addresses = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:  # UnicodeError: no valid host name
-        raise _unreachable("the upstream's name could not be resolved") from error
+        raise _unreachable("The upstream's name could not be resolved.") from error
     try:
         return await aiohappyeyeballs.start_connection(
             addresses, happy_eyeballs_delay=HAPPY_EYEBALLS_DELAY_S, interleave=1, loop=loop, socket_factory=new_socket
         )
     except (OSError, RuntimeError) as error:  # uvloop raises RuntimeError for some addresses
-        raise _unreachable("could not connect to the upstream") from error
+        raise _unreachable("Could not connect to the upstream.") from error
 
 
 def _tune(sock: socket.socket) -> None:
@@ -176,11 +176,11 @@ async def _tunnel(connection: UpstreamConnection, origin: Origin, proxy: ProxyAd
     try:
         head = await connection.head(reader)
     except ProxyError as error:
-        raise _unreachable("the outbound proxy did not answer properly") from error
+        raise _unreachable("The outbound proxy did not answer properly.") from error
     if not 200 <= head.status <= 299:
-        raise _unreachable(f"the outbound proxy refused the tunnel with status {head.status}")
+        raise _unreachable(f"The outbound proxy refused the tunnel with status {head.status}.")
     if reader.excess:
-        raise _unreachable("the outbound proxy sent bytes ahead of the tunnel")
+        raise _unreachable("The outbound proxy sent bytes ahead of the tunnel.")
     connection.finish()
     connection.exchanges = 0  # a new connection, as far as the upstream knows
 
@@ -189,9 +189,9 @@ async def _secure(connection: UpstreamConnection, context: ssl.SSLContext, serve
     try:
         await connection.secure(context, server_hostname)
     except ssl.SSLCertVerificationError as error:
-        raise _unreachable("the upstream's certificate was not accepted") from error
+        raise _unreachable("The upstream's certificate was not accepted.") from error
     except OSError as error:  # ssl.SSLError among them
-        raise _unreachable("the TLS handshake with the upstream failed") from error
+        raise _unreachable("The TLS handshake with the upstream failed.") from error
 
 
 def _unreachable(message: str) -> ProxyError:

@@ -79,7 +79,7 @@ class UpstreamConnection(asyncio.BufferedProtocol):
     @property
     def error(self) -> BaseException:
         """What ended the connection."""
-        return self._error or ProxyError(INTERNAL, "the exchange with the upstream was aborted")
+        return self._error or ProxyError(INTERNAL, "The exchange with the upstream was aborted.")
 
     # what an exchange does with it
 

@@ -138,10 +138,10 @@ class ResponseReader:
             self.complete = True
             return
         if self.head is not None:
-            raise _protocol_error("the upstream closed the connection in the middle of its response")
+            raise _protocol_error("The upstream closed the connection in the middle of its response.")
         if self.started:
-            raise _protocol_error("the upstream closed the connection in the middle of its response head")
-        raise _protocol_error("the upstream closed the connection before answering")
+            raise _protocol_error("The upstream closed the connection in the middle of its response head.")
+        raise _protocol_error("The upstream closed the connection before answering.")
 
     def take(self) -> bytes:
         """All body bytes that wait."""
@@ -165,33 +165,33 @@ class ResponseReader:
                 return text
         # told at once, not when the peer closes: it may wait for us as we would wait for it
         if text[:7] != _STATUS_LINE_START[: len(text)]:
-            raise _protocol_error("the upstream does not speak HTTP/1.x")
+            raise _protocol_error("The upstream does not speak HTTP/1.x.")
         if _BARE_LF.search(text, searched):
-            raise _protocol_error("the upstream sent a malformed response head")
+            raise _protocol_error("The upstream sent a malformed response head.")
         if len(text) > MAX_HEAD_BYTES:
-            raise _protocol_error("the upstream sent a response head that is too large")
+            raise _protocol_error("The upstream sent a response head that is too large.")
         self._partial_head = text
         return b""
 
     def _read_head(self, text: bytes) -> None:
         line = _STATUS_LINE.match(text)
         if line is None:
-            raise _protocol_error("the upstream does not speak HTTP/1.x")
+            raise _protocol_error("The upstream does not speak HTTP/1.x.")
         if len(text) > MAX_HEAD_BYTES or text.count(b"\n") > MAX_HEADER_LINES + 2:
-            raise _protocol_error("the upstream sent a response head that is too large")
+            raise _protocol_error("The upstream sent a response head that is too large.")
         status = int(line[2])
         if status == 101:  # never asked for; what follows would not be HTTP (RFC 9110 section 15.2.2)
-            raise _protocol_error("the upstream switched protocols unasked")
+            raise _protocol_error("The upstream switched protocols unasked.")
         events = _ParserEvents(self.body)
         parser = httptools.HttpResponseParser(events)
         try:
             parser.feed_data(text)
         except httptools.HttpParserError as error:
-            raise _protocol_error("the upstream sent a malformed response head") from error
+            raise _protocol_error("The upstream sent a malformed response head.") from error
         if status < 200:
             self._interim_heads += 1
             if self._interim_heads > MAX_INTERIM_HEADS:
-                raise _protocol_error("the upstream sent too many interim responses")
+                raise _protocol_error("The upstream sent too many interim responses.")
             return
         events.in_head = False
         self._decide_framing(status, events, parser, http_1_1=line[1] == b"1")
@@ -216,9 +216,9 @@ class ResponseReader:
             elif timeout := _KEEP_ALIVE_TIMEOUT.search(value):
                 self.keep_alive_s = int(timeout[1])
         if encodings and (encodings != [b"chunked"] or lengths or not http_1_1):
-            raise _protocol_error("the upstream framed its response in a way that is not supported")
+            raise _protocol_error("The upstream framed its response in a way that is not supported.")
         if lengths and (len(lengths) > 1 or not _CONTENT_LENGTH.fullmatch(lengths[0])):
-            raise _protocol_error("the upstream sent an invalid Content-Length")
+            raise _protocol_error("The upstream sent an invalid Content-Length.")
         if self._bodiless or status in {204, 304}:
             self.complete = True
         elif encodings:
@@ -247,7 +247,7 @@ class ResponseReader:
             parser.feed_data(data)
         except httptools.HttpParserError as error:
             if not self._events.complete:
-                raise _protocol_error("the upstream sent a malformed chunk") from error
+                raise _protocol_error("The upstream sent a malformed chunk.") from error
             self.excess = True
         # the last five bytes, also when they came in several reads
         self._tail = bytes(data[-5:]) if len(data) >= 5 else (self._tail + data)[-5:]
@@ -262,7 +262,7 @@ class ResponseReader:
         else:
             self._framing_bytes += len(data)
             if self._framing_bytes > MAX_FRAMING_BYTES:
-                raise _protocol_error("the upstream sent chunk extensions or trailers that are too large")
+                raise _protocol_error("The upstream sent chunk extensions or trailers that are too large.")
 
 
 def _protocol_error(message: str) -> ProxyError:

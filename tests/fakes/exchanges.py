@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from proxy.tasks import BackgroundTasks
     from proxy.upstream.attempt import UpstreamStream
     from proxy.upstream.pool import UpstreamPool
+    from tests.fakes.raw_upstream import RawPeer, RawUpstream
 
 GET = UpstreamRequest(b"GET", b"/v1/models", [(b"Host", b"upstream.test")])
 POST = UpstreamRequest(b"POST", b"/v1/chat/completions", [(b"Host", b"upstream.test")], b'{"stream": true}')
@@ -49,3 +50,15 @@ async def turns_until(condition: Callable[[], bool]) -> None:
 
 def descriptors() -> int:
     return psutil.Process().num_fds()
+
+
+async def used_once(pool: UpstreamPool, upstream: RawUpstream, tasks: BackgroundTasks) -> RawPeer:
+    """The upstream's side of a connection that has carried one exchange and is idle."""
+    attempting = start(pool, tasks)
+    peer = await upstream.accept()
+    await peer.answer(HELLO)
+    stream = await attempting
+    assert await read_all(stream) == b"hello"
+    stream.close()
+    assert pool.idle == 1
+    return peer

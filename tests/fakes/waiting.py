@@ -6,7 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
 LONG_S = 5.0  # what must happen, happens within this on the slowest machine
 _LOOK_S = 0.002
@@ -19,6 +19,30 @@ async def until(condition: Callable[[], object], what: str, within_s: float = LO
     while not condition():
         if loop.time() > deadline:
             raise AssertionError(f"not within {within_s:g} s: {what}")
-        looked = loop.create_future()
-        loop.call_later(_LOOK_S, looked.set_result, None)
-        await looked
+        await _pause(loop)
+
+
+async def until_asked(condition: Callable[[], Awaitable[object]], what: str, within_s: float = LONG_S) -> None:
+    """`until`, for a condition that must be asked for over the network."""
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + within_s
+    while not await condition():
+        if loop.time() > deadline:
+            raise AssertionError(f"not within {within_s:g} s: {what}")
+        await _pause(loop)
+
+
+async def until_settled(value: Callable[[], object], quiet_s: float) -> None:
+    """Wait until `value` has not changed for `quiet_s` seconds."""
+    loop = asyncio.get_running_loop()
+    seen, since_s = value(), loop.time()
+    while loop.time() - since_s < quiet_s:
+        await _pause(loop)
+        if (now := value()) != seen:
+            seen, since_s = now, loop.time()
+
+
+async def _pause(loop: asyncio.AbstractEventLoop) -> None:
+    looked = loop.create_future()
+    loop.call_later(_LOOK_S, looked.set_result, None)
+    await looked

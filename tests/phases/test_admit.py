@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import tracemalloc
 import zlib
 from typing import TYPE_CHECKING
 
@@ -96,6 +97,20 @@ async def test_what_inflates_beyond_the_limit_is_too_large(size: int) -> None:
     bomb = gzip.compress(b" " * size)
     assert len(bomb) < LIMIT_BYTES
     assert (await refused(bomb, headers=[(b"Content-Encoding", b"gzip")])).kind is errors.REQUEST_TOO_LARGE
+
+
+async def test_a_bomb_is_not_inflated_to_be_judged() -> None:
+    bomb = gzip.compress(bytes(20_000_000), compresslevel=1)
+    exchange = arrived(pieces=[bomb], headers=[(b"Content-Encoding", b"gzip")])
+    tracemalloc.start()
+    try:
+        with pytest.raises(errors.ProxyError) as caught:
+            await admit(exchange, principal(), len(bomb))
+        peak_bytes = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert caught.value.kind is errors.REQUEST_TOO_LARGE
+    assert peak_bytes < 10 * len(bomb) < 2_000_000
 
 
 async def test_of_an_upload_as_much_is_read_as_names_the_model() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from dataclasses import replace
 
 import pytest
@@ -228,8 +229,10 @@ async def test_one_connection_too_many_is_told_so() -> None:
         await assert_serves(proxy, upstream, first)
         second = await RecordingClient.connect(proxy.port)
         await assert_serves(proxy, upstream, second)
-        async with await RecordingClient.connect(proxy.port) as third:
-            third.writer.write(with_length())
+        # its request is there before it is refused: a careless close would reset the connection, and lose the answer
+        early = socket.create_connection(("127.0.0.1", proxy.port))
+        early.sendall(with_length())
+        async with RecordingClient(*await asyncio.open_connection(sock=early)) as third:
             answer = await third.answer()
             assert_refused(answer, Row(503, "too_many_connections", type="server_error"))
             assert (answer.header("retry-after"), answer.header("retry-after-ms")) == ("1", "1000")

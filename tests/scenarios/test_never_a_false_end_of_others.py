@@ -120,8 +120,7 @@ async def test_bodies_without_events_are_cut(framing: str, how: str, path: str) 
         else:
             await way.piece(answer)
         end(peer, how)
-        rest = await (way.client.reader.read() if framing == "length" else rest(way, answer))
-        assert rest == b""
+        assert await (way.client.reader.read() if framing == "length" else rest(way, answer)) == b""
         assert_cut(answer, start)
         await recorded(way, _PROTOCOL)
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 
 from proxy.core.headers import CORS_EXPOSED
 from proxy.server.cors import Cors
-from tests.fakes.answering import AnsweringUpstream, chat, response
-from tests.fakes.client import Answer, RecordingClient
+from tests.fakes.answering import chat, response
 from tests.fakes.refusals import GOOD
 from tests.fakes.stage import stage
+
+if TYPE_CHECKING:
+    from tests.fakes.client import Answer, RecordingClient
 
 APP = "https://app.example"
 OTHER = "https://other.example"
@@ -103,7 +107,7 @@ async def test_a_preflight_needs_no_key_and_is_no_exchange() -> None:
 
 
 async def test_the_origin_does_not_reach_the_upstream() -> None:
-    async with AnsweringUpstream() as _, stage(server={"cors_origins": ("*",)}) as (upstream, _, client):
+    async with stage(server={"cors_origins": ("*",)}) as (upstream, _, client):
         await ask(client, "an answer", APP)
         assert b"origin" not in upstream.requests[0].lower()
 

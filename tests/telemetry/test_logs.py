@@ -1,13 +1,10 @@
-"""Logs: order, a pipe nobody reads, what must never be in a line, and the standard library's records."""
+"""Log lines: what is in them, what must never be in them, and the standard library's records."""
 
 from __future__ import annotations
 
 import json
 import logging
-import os
-import threading
-from contextlib import contextmanager
-from typing import IO, TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
 
@@ -55,83 +52,6 @@ class Output:
 @pytest.fixture
 def output(tmp_path: Path) -> Output:
     return Output(tmp_path / "log")
-
-
-@contextmanager
-def pipe() -> Iterator[tuple[IO[bytes], IO[bytes]]]:
-    read, write = os.pipe()
-    with os.fdopen(read, "rb", buffering=0) as reader, os.fdopen(write, "wb", buffering=0) as writer:
-        yield reader, writer
-
-
-def numbers_in(data: bytes) -> list[int]:
-    return [int(line.split()[0]) for line in data.splitlines()]
-
-
-def read_all(reader: IO[bytes]) -> bytes:
-    data = b""
-    while piece := reader.read(65_536):
-        data += piece
-    return data
-
-
-class TestWriter:
-    def test_order_is_kept_and_close_writes_everything(self, tmp_path: Path) -> None:
-        with (tmp_path / "log").open("wb") as file:
-            writer = LogWriter(file)
-            for number in range(5_000):
-                writer.write(b"%d" % number)
-            writer.close(patience_s=10)
-        assert numbers_in((tmp_path / "log").read_bytes()) == list(range(5_000))
-        assert writer.dropped == 0
-
-    @pytest.mark.parametrize("blocking", [True, False])
-    def test_a_pipe_nobody_reads_blocks_nobody_and_every_drop_is_counted(self, blocking: bool) -> None:
-        with pipe() as (reader, end):
-            os.set_blocking(end.fileno(), blocking)
-            writer = LogWriter(end, max_lines=500)
-            for number in range(5_000):  # some 1 MB into 64 KiB; were it to wait, it would wait for ever
-                writer.write(b"%d %s" % (number, b"x" * 200))
-            assert writer.dropped > 0
-            received: list[bytes] = []
-            drain = threading.Thread(target=lambda: received.append(read_all(reader)))
-            drain.start()
-            writer.close(patience_s=10)
-            end.close()
-            drain.join()
-        numbers = numbers_in(received[0])
-        assert numbers == sorted(set(numbers))
-        assert len(numbers) + writer.dropped == 5_000
-
-    def test_close_gives_up_after_its_patience_on_a_blocked_pipe(self) -> None:
-        with pipe() as (reader, end):
-            writer = LogWriter(end)
-            for _ in range(1_000):
-                writer.write(b"x" * 200)
-            writer.close(patience_s=0.05)
-            assert writer._thread.is_alive()
-            reader.close()  # the write fails now, and the thread comes to its end
-            writer._thread.join(10)
-            assert not writer._thread.is_alive()
-            assert writer.dropped > 0
-
-    def test_a_pipe_whose_reader_left_costs_lines_but_raises_nothing(self) -> None:
-        with pipe() as (reader, end):
-            reader.close()
-            writer = LogWriter(end)
-            for _ in range(10):
-                writer.write(b"line")
-            writer.close(patience_s=10)
-            assert writer.dropped == 10
-
-    def test_lines_after_close_are_dropped_and_closing_twice_is_fine(self, tmp_path: Path) -> None:
-        with (tmp_path / "log").open("wb") as file:
-            writer = LogWriter(file)
-            writer.close()
-            writer.write(b"late")
-            writer.close()
-        assert writer.dropped == 1
-        assert (tmp_path / "log").read_bytes() == b""
 
 
 class TestLines:

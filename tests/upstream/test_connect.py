@@ -10,55 +10,18 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import trustme
 
-from proxy.core.errors import UPSTREAM_CONNECT_TIMEOUT, UPSTREAM_UNREACHABLE, ErrorKind, ProxyError
-from proxy.upstream.connect import Origin, ProxyAddress, tls_context
+from proxy.core.errors import UPSTREAM_CONNECT_TIMEOUT, ProxyError
+from proxy.upstream.connect import Origin, tls_context
 from proxy.upstream.pool import UpstreamPool
-from tests.fakes.connect_proxy import ConnectProxy
-from tests.fakes.exchanges import HELLO, POST, descriptors, read_all, start, turns_until
+from tests.fakes.exchanges import POST, descriptors, start, turns_until
 from tests.fakes.raw_upstream import FullListener, RawUpstream
+from tests.fakes.reaching import reach, trusting, unreachable
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from proxy.tasks import BackgroundTasks
     from tests.upstream.conftest import Certificates
-
-
-def trusting(certificates: Certificates) -> ssl.SSLContext:
-    return tls_context(verify=True, ca=certificates.ca_file, client_certificate=None, client_key=None)
-
-
-async def reach(origin: Origin, upstream: RawUpstream, tasks: BackgroundTasks) -> bytes:
-    """One exchange with the origin. Returns the request that the upstream read."""
-    pool = UpstreamPool(origin, connect_timeout_s=5)
-    attempting = start(pool, tasks, POST)
-    accepting = asyncio.get_running_loop().create_task(upstream.accept())
-    await asyncio.wait([attempting, accepting], return_when=asyncio.FIRST_COMPLETED)
-    if attempting.done():
-        accepting.cancel()
-        attempting.result()
-    request = await (await accepting).answer(HELLO)
-    stream = await attempting
-    assert await read_all(stream) == b"hello"
-    stream.close()
-    assert pool.idle == 1
-    pool.close()
-    assert pool.open == 0
-    return request
-
-
-async def unreachable(
-    origin: Origin, kind: ErrorKind = UPSTREAM_UNREACHABLE, *, connect_timeout_s: float = 5
-) -> ProxyError:
-    """Connecting fails, leaves nothing open and names no address."""
-    pool = UpstreamPool(origin, connect_timeout_s=connect_timeout_s)
-    with pytest.raises(ProxyError) as raised:
-        await pool.acquire()
-    assert raised.value.kind is kind
-    assert pool.open == 0
-    assert origin.host not in raised.value.message
-    assert str(origin.port) not in raised.value.message
-    return raised.value
 
 
 def dead_port() -> int:
@@ -130,7 +93,7 @@ async def test_a_connect_that_hangs() -> None:
 
 
 async def test_a_tls_handshake_that_hangs(upstream: RawUpstream, certificates: Certificates) -> None:
-    origin = Origin("127.0.0.1", upstream.port, tls=trusting(certificates))
+    origin = Origin("127.0.0.1", upstream.port, tls=trusting(certificates.ca_file))
     await unreachable(origin, UPSTREAM_CONNECT_TIMEOUT, connect_timeout_s=0.05)
     await (await upstream.accept_raw()).ended()
 
@@ -157,7 +120,7 @@ async def test_tls_under_a_private_authority(
 ) -> None:
     with RawUpstream(certificates.server) as upstream:
         resolve_to(monkeypatch, ("127.0.0.1", upstream.port))
-        await reach(Origin(host, upstream.port, tls=trusting(certificates)), upstream, tasks)
+        await reach(Origin(host, upstream.port, tls=trusting(certificates.ca_file)), upstream, tasks)
         tls = upstream.peers[0].tls
         assert tls is not None
         assert tls.version() in {"TLSv1.2", "TLSv1.3"}
@@ -169,7 +132,7 @@ async def test_the_certificate_may_name_something_else_than_the_address(
 ) -> None:
     with RawUpstream(certificates.server) as upstream:
         resolve_to(monkeypatch, ("127.0.0.1", upstream.port))
-        origin = Origin("10.1.2.3", upstream.port, tls=trusting(certificates), server_hostname="localhost")
+        origin = Origin("10.1.2.3", upstream.port, tls=trusting(certificates.ca_file), server_hostname="localhost")
         await reach(origin, upstream, tasks)
 
 
@@ -187,15 +150,15 @@ async def test_an_unknown_authority_is_not_trusted(certificates: Certificates) -
     strict = tls_context(verify=True, ca=None, client_certificate=None, client_key=None)
     with RawUpstream(certificates.server) as upstream:
         error = await handshake_refused(Origin("127.0.0.1", upstream.port, tls=strict), upstream)
-    assert error.message == "the upstream's certificate was not accepted"
+    assert error.message == "The upstream's certificate was not accepted."
     assert isinstance(error.__cause__, ssl.SSLCertVerificationError)
 
 
 async def test_a_certificate_for_another_name_is_not_trusted(certificates: Certificates) -> None:
     with RawUpstream(certificates.server) as upstream:
-        origin = Origin("127.0.0.1", upstream.port, tls=trusting(certificates), server_hostname="other.test")
+        origin = Origin("127.0.0.1", upstream.port, tls=trusting(certificates.ca_file), server_hostname="other.test")
         error = await handshake_refused(origin, upstream)
-    assert error.message == "the upstream's certificate was not accepted"
+    assert error.message == "The upstream's certificate was not accepted."
 
 
 async def test_verification_can_be_switched_off(certificates: Certificates, tasks: BackgroundTasks) -> None:
@@ -225,7 +188,7 @@ async def test_a_client_certificate_is_shown(
         tls = upstream.peers[0].tls
         assert tls is not None
         assert tls.getpeercert() is not None
-        origin = Origin("127.0.0.1", upstream.port, tls=trusting(certificates))
+        origin = Origin("127.0.0.1", upstream.port, tls=trusting(certificates.ca_file))
         pool = UpstreamPool(origin, connect_timeout_s=5)
         attempting = start(pool, tasks, POST)
         peer = await upstream.accept_raw()
@@ -240,18 +203,18 @@ async def test_a_client_certificate_is_shown(
 
 async def test_a_plain_server_where_tls_was_expected(upstream: RawUpstream, certificates: Certificates) -> None:
     failing = asyncio.get_running_loop().create_task(
-        unreachable(Origin("127.0.0.1", upstream.port, tls=trusting(certificates)))
+        unreachable(Origin("127.0.0.1", upstream.port, tls=trusting(certificates.ca_file)))
     )
     peer = await upstream.accept_raw()
     await peer.send(b"HTTP/1.1 400 Bad Request\r\n\r\n")
     error = await failing
-    assert error.message == "the TLS handshake with the upstream failed"
+    assert error.message == "The TLS handshake with the upstream failed."
 
 
 @pytest.mark.parametrize("end", ["close", "reset"])
 async def test_an_end_within_the_handshake(upstream: RawUpstream, certificates: Certificates, end: str) -> None:
     failing = asyncio.get_running_loop().create_task(
-        unreachable(Origin("127.0.0.1", upstream.port, tls=trusting(certificates)))
+        unreachable(Origin("127.0.0.1", upstream.port, tls=trusting(certificates.ca_file)))
     )
     peer = await upstream.accept_raw()
     await peer.recv()
@@ -260,74 +223,7 @@ async def test_an_end_within_the_handshake(upstream: RawUpstream, certificates: 
 
 
 def test_old_tls_versions_are_refused(certificates: Certificates) -> None:
-    assert trusting(certificates).minimum_version is ssl.TLSVersion.TLSv1_2
-
-
-@pytest.mark.parametrize("secure", [False, True])
-@pytest.mark.parametrize(
-    "greeting",
-    [
-        b"HTTP/1.1 200 Connection established\r\n\r\n",
-        b"HTTP/1.0 200 OK\r\nProxy-Agent: x\r\nContent-Length: 9\r\n\r\n",
-    ],
-)
-async def test_through_an_outbound_proxy(
-    certificates: Certificates, tasks: BackgroundTasks, greeting: bytes, *, secure: bool
-) -> None:
-    async with ConnectProxy(greeting=greeting) as outbound:
-        with RawUpstream(certificates.server if secure else None) as upstream:
-            origin = Origin(
-                "127.0.0.1",
-                upstream.port,
-                tls=trusting(certificates) if secure else None,
-                proxy=ProxyAddress.from_url(f"http://user:p%40ss@127.0.0.1:{outbound.port}"),
-            )
-            request = await reach(origin, upstream, tasks)
-            assert b"Proxy-Authorization" not in request
-            target = b"127.0.0.1:%d" % upstream.port
-            assert outbound.heads == [
-                b"CONNECT " + target + b" HTTP/1.1\r\nHost: " + target + b"\r\n"
-                b"Proxy-Authorization: Basic dXNlcjpwQHNz\r\n\r\n"
-            ]
-
-
-@pytest.mark.parametrize(
-    "refusal",
-    [
-        b"HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 0\r\n\r\n",
-        b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 4\r\n\r\nsorr",
-        b"garbage\r\n\r\n",
-        b"",
-        b"HTTP/1.1 200 OK\r\nA: " + b"b" * 70_000,
-        b"HTTP/1.1 200 OK\r\n\r\nahead of the tunnel",
-    ],
-)
-async def test_an_outbound_proxy_that_refuses(upstream: RawUpstream, refusal: bytes) -> None:
-    async with ConnectProxy() as outbound:
-        outbound.refusal = refusal
-        address = ProxyAddress("127.0.0.1", outbound.port, "user", "secret")
-        error = await unreachable(Origin("upstream.test", upstream.port, proxy=address))
-        assert "proxy" in error.message
-        assert "secret" not in error.message
-
-
-async def test_an_outbound_proxy_that_is_silent(upstream: RawUpstream) -> None:
-    origin = Origin("upstream.test", 443, proxy=ProxyAddress("127.0.0.1", upstream.port))
-    await unreachable(origin, UPSTREAM_CONNECT_TIMEOUT, connect_timeout_s=0.05)
-    peer = await upstream.accept()
-    assert (await peer.request()).startswith(b"CONNECT upstream.test:443 HTTP/1.1\r\n")
-    await peer.ended()
-
-
-def test_a_proxys_address_shows_no_credentials() -> None:
-    address = ProxyAddress.from_url("http://user:secret@proxy.test:3128/")
-    assert (address.host, address.port, address.user, address.password) == ("proxy.test", 3128, "user", "secret")
-    assert "secret" not in repr(Origin("h", 1, proxy=address))
-    assert ProxyAddress.from_url("http://proxy.test").port == 80
-    for url in ("https://u:secret@proxy.test:1", "socks5://u:secret@proxy.test:1", "proxy.test:1", "http://x/secret"):
-        with pytest.raises(ValueError, match="outbound proxy") as raised:
-            ProxyAddress.from_url(url)
-        assert "secret" not in str(raised.value)
+    assert trusting(certificates.ca_file).minimum_version is ssl.TLSVersion.TLSv1_2
 
 
 def test_a_tls_context_needs_files_that_can_be_used(tmp_path: Path) -> None:

@@ -1,0 +1,223 @@
+"""The stream's one timer, on a clock that the test moves."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, cast
+
+import pytest
+
+from proxy.core import errors
+from proxy.phases.watchdog import Watchdog
+from tests.fakes.clock import ManualLoop
+from tests.fakes.peers import FakeDownstream
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
+    from proxy.upstream.attempt import UpstreamStream
+
+
+class _Stream:
+    """An upstream that is silent until `arrived` or `fail` is called."""
+
+    def __init__(self) -> None:
+        self.failure: errors.ProxyError | None = None
+        self.aborted = False
+        self.waiting = b""
+        self._future: asyncio.Future[bytes] = asyncio.Future(loop=cast("asyncio.AbstractEventLoop", _NoLoop()))
+
+    def read_nowait(self) -> bytes:
+        data, self.waiting = self.waiting, b""
+        return data
+
+    async def read(self) -> bytes:
+        return await self._future
+
+    def fail(self, error: errors.ProxyError) -> None:
+        self.failure = error
+
+    def abort(self) -> None:
+        self.aborted = True
+
+
+class _NoLoop:
+    """What a future needs of a loop to be awaited by hand."""
+
+    def get_debug(self) -> bool:
+        return False
+
+
+class _Watch:
+    """A watchdog with all that it watches."""
+
+    def __init__(self, loop: ManualLoop, **limits: float | None) -> None:
+        self.loop = loop
+        self.stream = _Stream()
+        self.downstream = FakeDownstream()
+        self.comments: list[float] = []
+        given = {"idle_s": None, "deadline_s": None, "write_stall_s": None} | limits
+        self.dog = Watchdog(cast("UpstreamStream", self.stream), self.downstream, **given)
+
+    def wait_for_upstream(self) -> Coroutine[object, None, bytes]:
+        """Begin a read that finds nothing."""
+        reading = self.dog.read()
+        reading.send(None)
+        return reading
+
+    def comment(self) -> None:
+        self.comments.append(self.loop.now)
+
+
+@pytest.fixture
+def loop(monkeypatch: pytest.MonkeyPatch) -> ManualLoop:
+    manual = ManualLoop()
+    monkeypatch.setattr(asyncio, "get_running_loop", lambda: manual)
+    return manual
+
+
+def test_without_limits_no_timer_is_armed(loop: ManualLoop) -> None:
+    _Watch(loop)
+    assert not loop.timers
+
+
+def test_silence_counts_from_when_the_relay_began_to_wait(loop: ManualLoop) -> None:
+    watch = _Watch(loop, idle_s=10.0)
+    loop.advance(25.0)  # the relay was busy writing: no silence of the upstream's
+    assert watch.dog.fired is None
+    reading = watch.wait_for_upstream()
+    loop.advance(9.9)
+    assert watch.dog.fired is None
+    loop.advance(10.0)
+    assert watch.dog.fired == "idle"
+    assert watch.stream.failure is not None
+    assert watch.stream.failure.kind is errors.UPSTREAM_TIMEOUT
+    reading.close()
+
+
+def test_silence_is_found_out_in_time(loop: ManualLoop) -> None:
+    """However the waiting falls between two looks, it is cut after `idle`, not after twice that."""
+    for began in (0.0, 0.1, 4.9, 9.9):
+        watch = _Watch(loop, idle_s=10.0)
+        loop.advance(began)
+        reading = watch.wait_for_upstream()
+        loop.advance(10.001)
+        assert watch.dog.fired == "idle", began
+        reading.close()
+
+
+def test_each_read_starts_the_silence_anew(loop: ManualLoop) -> None:
+    watch = _Watch(loop, idle_s=10.0)
+    for _ in range(5):
+        reading = watch.wait_for_upstream()
+        loop.advance(8.0)
+        reading.close()
+    assert watch.dog.fired is None
+
+
+def test_bytes_that_wait_are_no_silence(loop: ManualLoop) -> None:
+    watch = _Watch(loop, idle_s=10.0)
+    watch.stream.waiting = b"data"
+    with pytest.raises(StopIteration) as returned:
+        watch.dog.read().send(None)
+    assert returned.value.value == b"data"
+    loop.advance(30.0)
+    assert watch.dog.fired is None
+
+
+def test_hurry_shortens_the_silence_and_never_lengthens_it(loop: ManualLoop) -> None:
+    watch = _Watch(loop, idle_s=120.0)
+    watch.dog.hurry(1.0)
+    watch.dog.hurry(5.0)
+    reading = watch.wait_for_upstream()
+    loop.advance(2.0)
+    assert watch.dog.fired == "idle"
+    reading.close()
+
+
+def test_hurry_works_without_an_idle_limit(loop: ManualLoop) -> None:
+    """`idle: off` must not let an upstream hold the end open for ever."""
+    watch = _Watch(loop)
+    watch.dog.hurry(1.0)
+    reading = watch.wait_for_upstream()
+    loop.advance(2.1)
+    assert watch.dog.fired == "idle"
+    reading.close()
+
+
+def test_the_total_counts_whatever_happens(loop: ManualLoop) -> None:
+    watch = _Watch(loop, idle_s=10.0, deadline_s=loop.now + 30.0)
+    for _ in range(4):
+        reading = watch.wait_for_upstream()
+        loop.advance(7.0)
+        reading.close()
+    assert watch.dog.fired is None
+    loop.advance(2.0)
+    assert watch.dog.fired == "total"
+
+
+def test_only_the_first_limit_fires(loop: ManualLoop) -> None:
+    watch = _Watch(loop, idle_s=10.0, deadline_s=loop.now + 11.0)
+    reading = watch.wait_for_upstream()
+    loop.advance(60.0)
+    assert watch.dog.fired == "idle"
+    reading.close()
+
+
+def test_a_client_that_accepts_nothing_is_cut(loop: ManualLoop) -> None:
+    """At most a quarter of the limit late; both sides are dropped."""
+    watch = _Watch(loop, write_stall_s=60.0)
+    watch.downstream.acknowledged = 1000
+    loop.advance(60.0)
+    assert watch.downstream.ended is None
+    loop.advance(16.0)
+    assert watch.dog.fired == "write_stall"
+    assert watch.downstream.ended == "abort"
+    assert watch.stream.aborted
+    assert not loop.timers
+
+
+def test_a_slow_client_that_goes_on_is_not_cut(loop: ManualLoop) -> None:
+    watch = _Watch(loop, write_stall_s=60.0)
+    for sent in range(1, 20):
+        watch.downstream.acknowledged = sent
+        loop.advance(40.0)
+    assert watch.dog.fired is None
+
+
+def test_a_client_with_nothing_outstanding_is_not_stalled(loop: ManualLoop) -> None:
+    """A silent upstream is not the client's fault; its time begins with what it does not take."""
+    watch = _Watch(loop, write_stall_s=60.0)
+    loop.advance(600.0)
+    watch.downstream.acknowledged = 5
+    loop.advance(44.0)
+    assert watch.dog.fired is None
+    loop.advance(46.0)
+    assert watch.dog.fired == "write_stall"
+
+
+def test_comments_come_at_their_interval_of_silence(loop: ManualLoop) -> None:
+    watch = _Watch(loop, idle_s=100.0)
+    watch.dog.keep_alive(15.0, watch.comment)
+    loop.advance(40.0)
+    assert not watch.comments
+    began = loop.now
+    reading = watch.wait_for_upstream()
+    loop.advance(50.0)
+    assert [at - began for at in watch.comments] == [15.0, 30.0, 45.0]
+    reading.close()
+
+
+def test_comments_end_with_the_stream(loop: ManualLoop) -> None:
+    """None after a limit has fired, none after `stop`."""
+    watch = _Watch(loop, idle_s=20.0)
+    watch.dog.keep_alive(15.0, watch.comment)
+    reading = watch.wait_for_upstream()
+    loop.advance(100.0)
+    assert len(watch.comments) == 1
+    assert not loop.timers
+    reading.close()
+    stopped = _Watch(loop, idle_s=20.0)
+    stopped.dog.keep_alive(15.0, stopped.comment)
+    stopped.dog.stop()
+    assert not loop.timers
