@@ -8,7 +8,7 @@ import ssl
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from proxy.config import RouteConfig
+from proxy.config.settings import RouteConfig
 from proxy.core.patterns import PatternTable
 from proxy.phases.authenticate import Keyring, Plan, Principal, digest_of
 from proxy.phases.models import Catalogue
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     import structlog
 
-    from proxy.config import Config, KeyConfig, UpstreamConfig
+    from proxy.config.settings import Config, KeyConfig, UpstreamConfig
     from proxy.telemetry.metrics import Metrics
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}

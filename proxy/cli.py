@@ -19,7 +19,7 @@ from proxy import __version__
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
-    from proxy.config import Config
+    from proxy.config.settings import Config
     from proxy.serving import Served
 
 _CONFIG_OPTION = click.option(
@@ -81,14 +81,15 @@ def check_config(config_file: Path | None, file: Path | None) -> None:
 
     A configuration in order is printed as it is in effect, defaults included and secrets masked.
     """
-    from proxy import config_schema, config_warnings
+    from proxy.config.schema import effective
+    from proxy.config.warnings import warnings
 
     chosen = file or config_file
     if chosen is None:
         raise click.UsageError("name a configuration: sluice check-config FILE")
     config = _load(chosen)
-    click.echo(config_schema.effective(config), nl=False)
-    for warning in config_warnings.warnings(config):
+    click.echo(effective(config), nl=False)
+    for warning in warnings(config):
         click.echo(f"warning: {warning}", err=True)
     click.echo(f"{chosen}: in order", err=True)
 
@@ -139,11 +140,11 @@ def chat(message: str | None, model: str, base_url: str, key: str | None) -> Non
 
 
 def _load(path: Path) -> Config:
-    from proxy import config_file
-    from proxy.config_problems import ConfigError
+    from proxy.config.file import load
+    from proxy.config.problems import ConfigError
 
     try:
-        return config_file.load(path, os.environ)
+        return load(path, os.environ)
     except ConfigError as error:
         for problem in error.problems:
             click.echo(str(problem), err=True)

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 import msgspec
 from prometheus_client import CollectorRegistry
 
-from proxy import config_file, config_warnings
+from proxy.config.file import state_directory, wants_simulator, without_file
+from proxy.config.warnings import warnings
 from proxy.simulator.server import MODEL_HELP, Simulator
 from proxy.supervisor import Worker, listener
 from proxy.telemetry.logs import LogWriter, configure
@@ -24,7 +25,7 @@ from proxy.telemetry.metrics import Metrics
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping
 
-    from proxy.config import Config, OpsConfig
+    from proxy.config.settings import Config, OpsConfig
 
 _DEMO_QUESTION = "What happens between my question and your answer?"
 
@@ -86,12 +87,12 @@ async def _worker(config: Config) -> AsyncIterator[Worker]:
 async def _unconfigured(stack: contextlib.AsyncExitStack) -> tuple[Config, str]:
     """A configuration from the environment alone, the simulator running where no upstream is known."""
     simulator_url = None
-    if config_file.wants_simulator(os.environ):
+    if wants_simulator(os.environ):
         simulator = Simulator()
         await simulator.start()
         stack.push_async_callback(simulator.close)
         simulator_url = simulator.url
-    return config_file.without_file(os.environ, config_file.state_directory(os.environ), simulator_url)
+    return without_file(os.environ, state_directory(os.environ), simulator_url)
 
 
 def _served(worker: Worker, key: str | None) -> Served:
@@ -104,7 +105,7 @@ def _served(worker: Worker, key: str | None) -> Served:
         base_url=f"{scheme}://{_host(config.server.host)}:{worker.port}/v1",
         ops_url=f"http://{_host(config.ops.host)}:{worker.ops_port}",
         upstreams=upstreams,
-        warnings=config_warnings.warnings(config),
+        warnings=warnings(config),
         key=key,
         model=model,
     )
@@ -133,7 +134,7 @@ async def demo(port: int, *, once: bool, banner: Callable[[Served], None], echo:
         simulator = Simulator()
         await simulator.start()
         stack.push_async_callback(simulator.close)
-        config, key = config_file.without_file({}, config_file.state_directory(os.environ), simulator.url)
+        config, key = without_file({}, state_directory(os.environ), simulator.url)
         server = msgspec.structs.replace(config.server, port=port if _is_free(config.server.host, port) else 0)
         ops = _ops_where_free(config, port)
         log = msgspec.structs.replace(config.log, format="console")

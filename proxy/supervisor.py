@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     import structlog
 
-    from proxy.config import Config
+    from proxy.config.settings import Config
     from proxy.telemetry.metrics import Metrics
 
 # what a process needs besides its connections: listeners, the ledger, logs, the resolver

@@ -71,11 +71,12 @@ async def ready_status(proxy: Served) -> int:
 
 
 async def is_refused(port: int) -> bool:
-    try:
-        client = await RecordingClient.connect(port)
-    except ConnectionRefusedError:
-        return True
-    await client.close()
+    with socket.socket() as sock:
+        sock.setblocking(False)
+        try:
+            await asyncio.get_running_loop().sock_connect(sock, ("127.0.0.1", port))
+        except ConnectionRefusedError:
+            return True
     return False
 
 

@@ -81,9 +81,8 @@ class Watchdog:
             self._timer = None
 
     def _rearm(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._look()
+        self.stop()
+        self._look()
 
     def _look(self) -> None:
         """Act on what is due, and arm the timer for what is due next."""

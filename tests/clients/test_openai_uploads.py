@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import openai
 
-from proxy.config import ModelConfig, RouteConfig
+from proxy.config.settings import ModelConfig, RouteConfig
 from tests.fakes.answering import AnsweringUpstream, response
 from tests.fakes.running import KEY, running
 

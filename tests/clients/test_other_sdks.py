@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from proxy.config import ModelConfig
+from proxy.config.settings import ModelConfig
 from proxy.simulator.server import Simulator
 from tests.fakes.running import KEY, running
 from tests.fakes.waiting import until

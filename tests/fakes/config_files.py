@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from proxy.config_file import load
-from proxy.config_problems import ConfigError
+from proxy.config.file import load
+from proxy.config.problems import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from proxy.config import LoadedConfig
+    from proxy.config.settings import LoadedConfig
 
 UPSTREAM = "upstreams: {local: {base_url: http://127.0.0.1:1, auth: none}}\n"
 """One line that is enough of a configuration; what a test adds begins on line 2."""

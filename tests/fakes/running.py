@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from prometheus_client import CollectorRegistry
 
-from proxy.config import (
+from proxy.config.settings import (
     Config,
     KeyConfig,
     LogConfig,
@@ -22,7 +22,7 @@ from proxy.config import (
     ServerConfig,
     UpstreamConfig,
 )
-from proxy.config_values import Secret
+from proxy.config.values import Secret
 from proxy.supervisor import Worker
 from proxy.telemetry.logs import LogWriter, configure
 from proxy.telemetry.metrics import Metrics

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from proxy.config import KeyConfig, ModelConfig, PlanConfig, RouteConfig
-from proxy.config_values import Secret
+from proxy.config.settings import KeyConfig, ModelConfig, PlanConfig, RouteConfig
+from proxy.config.values import Secret
 from proxy.core.patterns import PatternTable
 from proxy.phases import models as models_phase
 from proxy.phases.models import Catalogue

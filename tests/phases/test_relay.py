@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, cast
@@ -51,7 +52,7 @@ _BODY = RECORDINGS["openrouter"].body + RECORDINGS["crlf"].body
 async def test_cut_anywhere_the_body_is_the_same_and_each_write_ends_an_event(cuts: list[int]) -> None:
     """So that an error event or a comment may stand behind any write."""
     edges = [0, *cuts, len(_BODY)]
-    reads = [_BODY[start:end] for start, end in zip(edges, edges[1:], strict=False)]
+    reads = [_BODY[start:end] for start, end in itertools.pairwise(edges)]
     downstream, observed = await _relay(FakeStream(reads))
     assert downstream.body == _BODY
     assert downstream.ended == "finish"

@@ -13,26 +13,25 @@ from tests.fakes.clock import ManualLoop
 from tests.fakes.peers import FakeDownstream
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
+    from collections.abc import Coroutine, Generator
 
     from proxy.upstream.attempt import UpstreamStream
 
 
 class _Stream:
-    """An upstream that is silent until `arrived` or `fail` is called."""
+    """An upstream that is silent for good, unless bytes wait."""
 
     def __init__(self) -> None:
         self.failure: errors.ProxyError | None = None
         self.aborted = False
         self.waiting = b""
-        self._future: asyncio.Future[bytes] = asyncio.Future(loop=cast("asyncio.AbstractEventLoop", _NoLoop()))
 
     def read_nowait(self) -> bytes:
         data, self.waiting = self.waiting, b""
         return data
 
     async def read(self) -> bytes:
-        return await self._future
+        return await _Silence()
 
     def fail(self, error: errors.ProxyError) -> None:
         self.failure = error
@@ -41,11 +40,12 @@ class _Stream:
         self.aborted = True
 
 
-class _NoLoop:
-    """What a future needs of a loop to be awaited by hand."""
+class _Silence:
+    """Awaited by hand: it suspends, and nobody wakes it."""
 
-    def get_debug(self) -> bool:
-        return False
+    def __await__(self) -> Generator[None, None, bytes]:
+        yield
+        return b""
 
 
 class _Watch:

@@ -6,8 +6,8 @@ from typing import Any, Final
 
 import pytest
 
-from proxy.config import KeyConfig
-from proxy.config_values import Secret
+from proxy.config.settings import KeyConfig
+from proxy.config.values import Secret
 from tests.fakes.line import JSON_TYPE, LAST_CHUNK, chunk, head, line
 from tests.fakes.recordings import CHAT, DONE, FINISH
 from tests.fakes.running import KEY, UPSTREAM_KEY

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
-from proxy.config import KeyConfig, PlanConfig
-from proxy.config_values import Secret
+from proxy.config.settings import KeyConfig, PlanConfig
+from proxy.config.values import Secret
 from tests.fakes.line import LAST_CHUNK, chunk, head, line
 from tests.fakes.recordings import CHAT, DONE, FINISH, IMAGES, RECORDINGS, ROLE
 from tests.fakes.running import KEY

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from proxy.config import KeyConfig, PlanConfig
-from proxy.config_values import Secret, SecretUrl
+from proxy.config.settings import KeyConfig, PlanConfig
+from proxy.config.values import Secret, SecretUrl
 from proxy.phases import pipeline
 from proxy.phases.record import Findings, record
 from tests.fakes.answering import AnsweringUpstream, response

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from proxy.config import KeyConfig, ModelConfig, PlanConfig
-from proxy.config_values import Secret
+from proxy.config.settings import KeyConfig, ModelConfig, PlanConfig
+from proxy.config.values import Secret
 from tests.fakes.client import RecordingClient
 from tests.fakes.refusals import GOOD, MARK, Row, assert_not_logged, assert_refused, assert_serves
 from tests.fakes.running import KEY

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import openai
 import pytest
 
-from proxy.simulator.server import MODEL_HELP, Simulator
 from proxy.simulator.answers import pieces_of
+from proxy.simulator.server import MODEL_HELP, Simulator
 from tests.fakes.client import RecordingClient
 
 if TYPE_CHECKING:

@@ -8,14 +8,14 @@ from urllib.parse import urlsplit
 
 from msgspec import Struct
 
-from proxy.config import LoadedConfig
-from proxy.config_problems import dotted
+from proxy.config.problems import dotted
+from proxy.config.settings import LoadedConfig
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from proxy.config import Config
-    from proxy.config_problems import Path
+    from proxy.config.problems import Path
+    from proxy.config.settings import Config
 
 _SHORTEST_SECRET: Final = 16
 

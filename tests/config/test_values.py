@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.config_values import Secret, SecretUrl, check_limit, duration_text, parse_duration
+from proxy.config.values import Secret, SecretUrl, check_limit, duration_text, parse_duration
 
 
 def test_secret_shows_itself_only_when_asked() -> None:

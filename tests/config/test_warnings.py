@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from proxy.config_file import without_file
-from proxy.config_warnings import _NOT_ENFORCED, warnings
+from proxy.config.file import without_file
+from proxy.config.warnings import _NOT_ENFORCED, warnings
 from tests.fakes.config_files import UPSTREAM, load_text
 
 if TYPE_CHECKING:

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 import msgspec
 from msgspec import inspect
 
-from proxy.config import Config, KeyConfig, LedgerConfig, LoadedConfig, RouteConfig, UpstreamConfig
-from proxy.config_checks import check
-from proxy.config_problems import Findings, Problem, TooManyProblemsError
-from proxy.config_read import Reader
-from proxy.config_values import Secret, SecretUrl
-from proxy.config_warnings import without_effect
-from proxy.config_yaml import MAX_FILE_BYTES, MapNode, YamlError, compose
+from proxy.config.checks import check
+from proxy.config.problems import Findings, Problem, TooManyProblemsError
+from proxy.config.read import Reader
+from proxy.config.settings import Config, KeyConfig, LedgerConfig, LoadedConfig, RouteConfig, UpstreamConfig
+from proxy.config.values import Secret, SecretUrl
+from proxy.config.warnings import without_effect
+from proxy.config.yaml_tree import MAX_FILE_BYTES, MapNode, YamlError, compose
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

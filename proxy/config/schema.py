@@ -9,10 +9,10 @@ import msgspec
 import yaml
 from msgspec import inspect
 
-from proxy.config import Config
-from proxy.config_read import unwrap
-from proxy.config_values import MASK, Secret, duration_text, is_credential_name
-from proxy.config_yaml import escape
+from proxy.config.read import unwrap
+from proxy.config.settings import Config
+from proxy.config.values import MASK, Secret, duration_text, is_credential_name
+from proxy.config.yaml_tree import escape
 
 _VARIABLE: Final = r"\$\{"
 _OFF: Final = {"enum": ["off", False]}  # YAML 1.1 reads `off` as false, YAML 1.2 as a text
@@ -21,7 +21,7 @@ _OFF: Final = {"enum": ["off", False]}  # YAML 1.1 reads `off` as false, YAML 1.
 def json_schema() -> dict[str, Any]:
     """The JSON Schema (2020-12) of a configuration file, made from the structs.
 
-    Wherever a value stands, `${NAME}` may stand. Contradictions between settings are beyond it: see `config_checks`.
+    Wherever a value stands, `${NAME}` may stand. Contradictions between settings are beyond it: see `checks`.
     """
     schema = msgspec.json.schema(Config, schema_hook=lambda _kind: {"type": "string"})
     definitions = {name: _widen_section(section) for name, section in schema["$defs"].items()}

@@ -11,11 +11,11 @@ import jsonschema  # type: ignore[import-untyped]  # the package has no types
 import pytest
 import yaml
 
-from proxy.config_file import load
-from proxy.config_schema import effective, json_schema
+from proxy.config.file import load
+from proxy.config.schema import effective, json_schema
 from tests.fakes.config_files import UPSTREAM, load_text, problems_of
 
-DEPLOY = Path(__file__).parents[1] / "deploy"
+DEPLOY = Path(__file__).parents[2] / "deploy"
 ENVIRON = {"OPENAI_API_KEY": "sk-hush", "TEAM_A_KEY": "hush-0123456789abc", "TEAM_B_KEY_SHA256": "a1" * 32}
 
 

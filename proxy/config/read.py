@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 from msgspec import inspect
 
-from proxy.config_values import duration_text, parse_duration
-from proxy.config_yaml import MAX_NODES, ListNode, MapNode, Node, ScalarNode, YamlError, expand
+from proxy.config.values import duration_text, parse_duration
+from proxy.config.yaml_tree import MAX_NODES, ListNode, MapNode, Node, ScalarNode, YamlError, expand
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from proxy.config_problems import Findings, Path
+    from proxy.config.problems import Findings, Path
 
 _NULLS: Final = frozenset({"", "~", "null", "Null", "NULL"})
 _TRUTHS: Final = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}

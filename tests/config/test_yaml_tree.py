@@ -7,8 +7,8 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy import config_yaml
-from proxy.config_yaml import ListNode, MapNode, Node, ScalarNode, YamlError, compose, escape, expand
+from proxy.config import yaml_tree
+from proxy.config.yaml_tree import ListNode, MapNode, Node, ScalarNode, YamlError, compose, escape, expand
 
 
 def plain(node: Node | None) -> object:
@@ -78,7 +78,7 @@ def test_what_is_refused(text: str, line: int, message: str) -> None:
 
 
 def test_number_of_values_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(config_yaml, "MAX_NODES", 100)
+    monkeypatch.setattr(yaml_tree, "MAX_NODES", 100)
     assert compose("[" + "a," * 99 + "]") is not None
     with pytest.raises(YamlError, match="more than 100 values"):
         compose("[" + "a," * 100 + "]")

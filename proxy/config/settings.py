@@ -1,7 +1,7 @@
 """The configuration: every setting, its type, bounds, default and one line of meaning.
 
-These structs are the one definition: `config_file` reads YAML into them, `config_checks` compares settings with each
-other, `config_schema` writes the JSON Schema and the masked dump from them. Attribute names are the YAML names;
+These structs are the one definition: `file` reads YAML into them, `checks` compares settings with each
+other, `schema` writes the JSON Schema and the masked dump from them. Attribute names are the YAML names;
 durations are seconds here. Every setting has a default but an upstream's `base_url` and what makes a key a key.
 """
 
@@ -12,7 +12,7 @@ from typing import Annotated, Any, Final, Literal
 
 from msgspec import Meta, Struct, field
 
-from proxy.config_values import Secret, SecretUrl
+from proxy.config.values import Secret, SecretUrl
 
 _YEAR_S: Final = 366 * 86400
 # `unit` tells the reader, the dump and the schema that numbers of this kind may be written in words

@@ -10,12 +10,12 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from proxy.config_problems import ConfigError
-from proxy.config_schema import effective
-from proxy.config_warnings import warnings
+from proxy.config.problems import ConfigError
+from proxy.config.schema import effective
+from proxy.config.warnings import warnings
 from tests.fakes.config_files import load_text
 
-EXAMPLE = yaml.safe_load((Path(__file__).parents[1] / "deploy" / "sluice.example.yaml").read_text())
+EXAMPLE = yaml.safe_load((Path(__file__).parents[2] / "deploy" / "sluice.example.yaml").read_text())
 ENVIRON = {
     "OPENAI_API_KEY": "sk-1",
     "TEAM_A_KEY": "0123456789abcdef",

@@ -7,15 +7,15 @@ import re
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
-from proxy.config_read import nearest
-from proxy.config_values import check_limit
+from proxy.config.read import nearest
+from proxy.config.values import check_limit
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from urllib.parse import SplitResult
 
-    from proxy.config import Config, KeyConfig, LimitsConfig, ModelConfig, PlanConfig, UpstreamConfig
-    from proxy.config_problems import Findings, Path
+    from proxy.config.problems import Findings, Path
+    from proxy.config.settings import Config, KeyConfig, LimitsConfig, ModelConfig, PlanConfig, UpstreamConfig
 
 _STORES: Final = ("memory", "redis", "rediss", "redis+sentinel", "redis+cluster", "redis+unix", "unix")
 _LEDGERS: Final = ("sqlite", "postgresql")

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from proxy import config_read
-from proxy.config import Config
-from proxy.config_file import load, state_directory, wants_simulator, without_file
-from proxy.config_problems import MAX_PROBLEMS, ConfigError, Problem
-from proxy.config_values import Secret
-from proxy.config_yaml import MAX_FILE_BYTES
+from proxy.config import read
+from proxy.config.file import load, state_directory, wants_simulator, without_file
+from proxy.config.problems import MAX_PROBLEMS, ConfigError, Problem
+from proxy.config.settings import Config
+from proxy.config.values import Secret
+from proxy.config.yaml_tree import MAX_FILE_BYTES
 from tests.fakes.config_files import UPSTREAM, load_text, problems_of
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def test_unreadable_files(tmp_path: Path) -> None:
 
 
 def test_alias_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(config_read, "MAX_NODES", 1000)
+    monkeypatch.setattr(read, "MAX_NODES", 1000)
     routes = ",".join(["{upstream: local}"] * 40)
     models = "".join(f"  m{number}: *m\n" for number in range(40))
     (found,) = problems_of(tmp_path, f"{UPSTREAM}models:\n  m: &m {{routes: [{routes}]}}\n{models}")
