@@ -61,7 +61,7 @@ _CROSS_DOWN: Final = (
 )
 _STOP_DOWN: Final = (
     "Set-Cookie: __cf_bm=1; HttpOnly",
-    "Alt-Svc: h3=\":443\"",
+    'Alt-Svc: h3=":443"',
     "Strict-Transport-Security: max-age=1",
     "Server: cloudflare",
     "CF-RAY: 1",
@@ -76,7 +76,7 @@ _STOP_DOWN: Final = (
     "access-control-allow-origin: *",
     "x-litellm-key-spend: 3",
     "Via: 1.1 somebody",
-)  # fmt: skip
+)
 
 
 def _pairs(request: bytes) -> list[tuple[str, str]]:

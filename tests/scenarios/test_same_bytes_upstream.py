@@ -30,7 +30,7 @@ _STATEFUL: Final[dict[str, Any]] = {
 }
 _BODIES: Final = {
     "odd-spacing": b'\r\n { "messages" :[ ],\t"model"\n:\n"alias" , "stream": false }\n',
-    "big-numbers": b'{"seed":123456789012345678901234567890,"model":"alias","temperature":0.10000000000000000555,"x":1e400}',
+    "big-numbers": b'{"seed":12345678901234567890123,"model":"alias","temperature":0.10000000000000000555,"x":1e400}',
     "unicode-escapes": rb'{"model":"alias","messages":[{"content":"\u00e9\ud83d\ude00\/\u2028"}]}',
     "lone-surrogate": rb'{"messages":[{"content":"cut \ud83d"}],"model":"alias"}',
     "raw-unicode": '{"model":"alias","messages":[{"content":"\u4f60\u597d \U0001f30a\u2028"}]}'.encode(),
