@@ -1,6 +1,8 @@
 # make demo | test | lint | bench | clean: each sets up what it needs; nothing is fetched twice.
 
-PYTHON ?= python3
+# the first that is new enough; `make PYTHON=/path/to/python` chooses another
+PYTHON ?= $(firstword $(foreach name,python3 python3.14 python3.13 python3.12 python3.11,\
+  $(shell $(name) -c 'import sys; sys.version_info < (3, 11) or print("$(name)")' 2>/dev/null)))
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
@@ -27,9 +29,9 @@ clean:
 	  .hypothesis .import_linter_cache
 
 .venv/bin/python:
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
+	@test -n "$(PYTHON)" && $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
 	  { echo "Sluice needs Python 3.11 or later: make PYTHON=/path/to/python3.11" >&2; exit 1; }
-	$(PYTHON) -m venv .venv
+	$(PYTHON) -m venv .venv || { rm -rf .venv; exit 1; }
 
 .venv/runtime.stamp: pyproject.toml constraints.txt | .venv/bin/python
 	$(PIP) --constraint constraints.txt --editable .
