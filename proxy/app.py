@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from proxy.config.settings import RouteConfig
+from proxy.config.values import is_credential_name
 from proxy.core.patterns import PatternTable
 from proxy.phases.authenticate import Keyring, Plan, Principal, digest_of
 from proxy.phases.models import Catalogue
@@ -124,8 +125,17 @@ def _upstream(name: str, settings: UpstreamConfig) -> Upstream:
         api_keys=[key.reveal().encode() for key in settings.api_keys],
         extra_headers=[(key.encode(), value.reveal().encode()) for key, value in settings.headers.items()],
         query=settings.query,
+        secrets=_secrets(settings),
         timeouts=Timeouts(settings.timeouts.first_byte, settings.timeouts.idle, settings.timeouts.total),
     )
+
+
+def _secrets(settings: UpstreamConfig) -> list[bytes]:
+    """The credentials of an upstream, wherever its configuration has them; of `Bearer x` the `x`."""
+    found = [key.reveal() for key in settings.api_keys]
+    named = [*settings.query.items(), *((name, value.reveal()) for name, value in settings.headers.items())]
+    found += [value.rpartition(" ")[2] for name, value in named if is_credential_name(name)]
+    return [secret.encode() for secret in found if secret]
 
 
 def _router(config: Config, upstreams: dict[str, Upstream]) -> Router:

@@ -105,9 +105,9 @@ async def _relay_error(exchange: Exchange, answer: Answer, upstream: Upstream) -
                 errors.UPSTREAM_PROTOCOL_ERROR,
                 f"The upstream answered {answer.stream.head.status} with a body over {MAX_ERROR_BODY_BYTES} bytes.",
             )
-    body = _without(bytes(held), upstream.api_keys)
+    body = _without(bytes(held), upstream.secrets)
     is_head = exchange.method == "HEAD"
-    await _start(exchange, answer, _announced(answer) if is_head else len(body), upstream.api_keys)
+    await _start(exchange, answer, _announced(answer) if is_head else len(body), upstream.secrets)
     if body and not is_head:
         await exchange.downstream.write(body)
     await exchange.downstream.finish()

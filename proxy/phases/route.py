@@ -38,7 +38,8 @@ class Timeouts:
 class Upstream:
     """A configured model server: where it is, how it is asked, and its connections.
 
-    `auth` is one of bearer, api-key, none, passthrough. Several `api_keys` are used in turn.
+    `auth` is one of bearer, api-key, none, passthrough. Several `api_keys` are used in turn. `secrets` are what of the
+    configuration must not come back in an answer.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class Upstream:
         api_keys: Sequence[bytes],
         extra_headers: RawHeaders,
         query: Mapping[str, str],
+        secrets: Sequence[bytes],
         timeouts: Timeouts,
     ) -> None:
         self.name = name
@@ -60,6 +62,7 @@ class Upstream:
         self.auth = auth
         self.api_keys = tuple(api_keys)
         self.query = dict(query)
+        self.secrets = tuple(secrets)
         self.timeouts = timeouts
         self._turn = itertools.cycle(self.api_keys)
         self._host = (b"Host", host_header)

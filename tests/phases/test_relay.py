@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from proxy.phases.route import Upstream
     from proxy.upstream.attempt import UpstreamStream
 
-_UPSTREAM = cast("Upstream", SimpleNamespace(api_keys=(b"sk-up-1", b"sk-up-2")))
+_UPSTREAM = cast("Upstream", SimpleNamespace(secrets=(b"sk-up-1", b"sk-up-2")))
 _BROKEN = errors.ProxyError(errors.UPSTREAM_PROTOCOL_ERROR, "broken")
 
 

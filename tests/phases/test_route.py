@@ -32,6 +32,7 @@ def upstream(name: str = "up", **settings: Any) -> Upstream:
         "api_keys": [b"k1", b"k2"],
         "extra_headers": [],
         "query": {},
+        "secrets": [],
         "timeouts": Timeouts(None, None, None),
     }
     return Upstream(name, **{**defaults, **settings})

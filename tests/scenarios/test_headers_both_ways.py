@@ -172,6 +172,20 @@ async def test_an_echoed_credential_does_not_reach_the_client() -> None:
     assert UPSTREAM_KEY not in log
 
 
+async def test_a_credential_among_the_configured_headers_is_one_too() -> None:
+    """Where an operator authenticates by `headers`, what is quoted back is masked as well; other values are not."""
+    secret = "sk-in-a-header-123456"
+    settings = {
+        "auth": "none",
+        "headers": {"Authorization": Secret(f"Bearer {secret}"), "X-Team": Secret("blue")},
+        "query": {"code": "c0de-123456"},
+    }
+    async with line(upstream=settings) as way:
+        body = f"no such key: {secret}, c0de-123456, blue".encode()
+        answer = await way.answered([head("403 Forbidden", "text/plain") + chunk(body) + LAST_CHUNK])
+    assert answer.body == b"no such key: ***, ***, blue"
+
+
 async def test_configured_headers_and_query() -> None:
     """`headers` take the place of any of the same name; `query` members too, the client's others stay."""
     settings: dict[str, Any] = {

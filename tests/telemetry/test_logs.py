@@ -23,11 +23,12 @@ KEY = "sk-sluice-Zm9vYmFyYmF6cXV4"
 
 @pytest.fixture(autouse=True)
 def _restored_logging() -> Iterator[None]:
-    root = logging.getLogger()
-    handlers, level = list(root.handlers), root.level
+    root, ours = logging.getLogger(), logging.getLogger("sluice")
+    handlers, levels = list(root.handlers), (root.level, ours.level)
     yield
     root.handlers[:] = handlers
-    root.setLevel(level)
+    root.setLevel(levels[0])
+    ours.setLevel(levels[1])
 
 
 class Output:
@@ -222,6 +223,16 @@ class TestStandardLibrary:
         (line,) = output.lines()
         assert line["at"][0].startswith("telemetry/test_logs.py:")
         assert PROMPT not in json.dumps(line)
+
+    def test_libraries_are_heard_from_warnings_on_and_we_from_the_configured_level(self, tmp_path: Path) -> None:
+        output = Output(tmp_path / "log", level="debug")
+        logging.getLogger("asyncio").info("Using selector")
+        logging.getLogger("asyncio").warning("Executing took long")
+        logging.getLogger("sluice.tasks").debug("ours")
+        assert [(line["logger"], line["level"]) for line in output.lines()] == [
+            ("asyncio", "warning"),
+            ("sluice.tasks", "debug"),
+        ]
 
     def test_our_own_records_keep_their_message_but_not_the_exceptions(self, output: Output) -> None:
         try:
