@@ -245,7 +245,7 @@ class LogConfig(_Settings, frozen=True):
     level: Annotated[Literal["debug", "info", "warning", "error"], Meta(description="the least that is logged")] = (
         "info"
     )
-    format: Annotated[Literal["json", "console"], Meta(description="json: one object a line; text: for people")] = (
+    format: Annotated[Literal["json", "console"], Meta(description="json: one object a line; console: for people")] = (
         "json"
     )
 
