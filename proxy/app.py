@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from proxy.config.settings import Config, KeyConfig, UpstreamConfig
     from proxy.telemetry.metrics import Metrics
 
+# local servers are given placeholders such as "x" or "EMPTY": masking those would tear words of error messages apart
+_SHORTEST_MASKED = 8
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
@@ -59,7 +61,11 @@ class App:
             log=log,
         )
         self.api = OpenAIApi(
-            self.pipeline, Cors(config.server.cors_origins), config.server.request_read_timeout, via_name
+            self.pipeline,
+            Cors(config.server.cors_origins),
+            request_read_timeout_s=config.server.request_read_timeout,
+            write_stall_s=config.server.write_stall,
+            via_name=via_name,
         )
         self.ops = OpsApi(metrics, self.problems)
 
@@ -135,7 +141,7 @@ def _secrets(settings: UpstreamConfig) -> list[bytes]:
     found = [key.reveal() for key in settings.api_keys]
     named = [*settings.query.items(), *((name, value.reveal()) for name, value in settings.headers.items())]
     found += [value.rpartition(" ")[2] for name, value in named if is_credential_name(name)]
-    return [secret.encode() for secret in found if secret]
+    return [secret.encode() for secret in found if len(secret) >= _SHORTEST_MASKED]
 
 
 def _router(config: Config, upstreams: dict[str, Upstream]) -> Router:

@@ -73,9 +73,9 @@ async def _worker(config: Config) -> AsyncIterator[Worker]:
     lag = metrics.event_loop_lag()
     try:
         worker = Worker(config, metrics, log)
-        await worker.start()
-        lag.start()
         try:
+            await worker.start()
+            lag.start()
             yield worker
         finally:
             lag.stop()

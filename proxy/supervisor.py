@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final
 from proxy.app import App, server_tls
 from proxy.core import errors
 from proxy.server import http
+from proxy.server.tls import TlsListener
 
 if TYPE_CHECKING:
     import ssl
@@ -46,6 +47,7 @@ class Worker:
         self.max_connections = connection_limit(config.server.max_connections, log)
         self._servers: list[asyncio.Server] = []
         self._http: list[http.Server] = []
+        self._tls: list[TlsListener] = []
         self._stop = asyncio.Event()
         self._hurry = asyncio.Event()
         self.port = 0
@@ -62,7 +64,11 @@ class Worker:
     async def _listen(self, server: http.Server, host: str, port: int, tls: ssl.SSLContext | None) -> int:
         sock = listener(host, port)
         self._http.append(server)
-        self._servers.append(await asyncio.get_running_loop().create_server(server, sock=sock, ssl=tls))
+        factory: Callable[[], asyncio.BaseProtocol] = server
+        if tls is not None:
+            factory = TlsListener(tls, server)
+            self._tls.append(factory)
+        self._servers.append(await asyncio.get_running_loop().create_server(factory, sock=sock))
         return int(sock.getsockname()[1])
 
     async def run(self, on_ready: Callable[[], None]) -> None:
@@ -104,6 +110,8 @@ class Worker:
             await self._idle(_LAST_WORDS_S)
         for server in self._http:
             await server.shutdown(0.1)
+        for tls in self._tls:
+            tls.close()
         await self.app.close()
 
     async def _idle(self, patience_s: float) -> None:

@@ -14,7 +14,9 @@ _MS_PER_UNIT: Final = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86
 _LIMIT: Final = re.compile(
     r"\s*([0-9]{1,15}(?:\.[0-9]{1,9})?)\s*(?:/|per\s)\s*([0-9]{0,4})\s*([a-z]+)\s*", re.IGNORECASE
 )
-_CREDENTIAL_NAME: Final = re.compile(r"key|token|secret|passw|signature|credential|authoriz|cookie|^sig$|^code$", re.IGNORECASE)
+_CREDENTIAL_NAME: Final = re.compile(
+    r"key|token|secret|passw|signature|credential|authoriz|cookie|^sig$|^code$", re.IGNORECASE
+)
 
 
 class Secret:

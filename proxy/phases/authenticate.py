@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from proxy.core.headers import RawHeaders
     from proxy.core.patterns import PatternTable
 
+# where credentials may stand; the first two are also where Sluice looks for its own keys
+CREDENTIAL_HEADERS = frozenset({b"authorization", b"api-key", b"x-api-key"})
 _INCORRECT = "Incorrect API key provided."
 _MISSING = (
     "You didn't provide an API key. Send it in an Authorization header using Bearer auth "
@@ -71,17 +73,22 @@ class Keyring:
         return principal
 
 
+def secret_of(credential: tuple[bytes, bytes]) -> bytes:
+    """The secret in a credential header: what follows `Bearer` in an Authorization, else the value."""
+    name, value = credential
+    if name.lower() != b"authorization":
+        return value.strip()
+    scheme, _, secret = value.strip().partition(b" ")
+    return secret.strip() if scheme.lower() == b"bearer" else b""
+
+
 def presented_secrets(headers: RawHeaders) -> list[bytes]:
     """The credentials a request carries: `Authorization: Bearer`, then `api-key` as Azure SDKs send it."""
     found = []
-    authorization = header(headers, b"authorization")
-    if authorization is not None:
-        scheme, _, secret = authorization.strip().partition(b" ")
-        if scheme.lower() == b"bearer" and secret.strip():
-            found.append(secret.strip())
-    api_key = header(headers, b"api-key")
-    if api_key is not None and api_key.strip():
-        found.append(api_key.strip())
+    for name in (b"authorization", b"api-key"):
+        value = header(headers, name)
+        if value is not None and (secret := secret_of((name, value))):
+            found.append(secret)
     return found
 
 

@@ -55,12 +55,11 @@ class Phase(enum.Enum):
 class Timeline:
     """When each phase began, on the monotonic clock, in seconds."""
 
-    __slots__ = ("began_s", "forwarded_s", "phase")
+    __slots__ = ("began_s", "phase")
 
     def __init__(self) -> None:
         self.phase = Phase.AUTHENTICATE
         self.began_s: dict[Phase, float] = {Phase.AUTHENTICATE: time.perf_counter()}
-        self.forwarded_s: float | None = None
 
     def enter(self, phase: Phase) -> None:
         """Note that `phase` begins now."""
@@ -71,6 +70,11 @@ class Timeline:
     def arrived_s(self) -> float:
         """When the request's head was there."""
         return self.began_s[Phase.AUTHENTICATE]
+
+    @property
+    def forwarded_s(self) -> float | None:
+        """When the request was ready to go upstream; None where it did not come so far."""
+        return self.began_s.get(Phase.FORWARD)
 
     def spent_s(self) -> dict[str, float]:
         """Seconds in each phase that has ended, by the phase's name."""

@@ -85,6 +85,8 @@ async def _judge(
         raise errors.ProxyError(errors.UPSTREAM_PROTOCOL_ERROR, f"The upstream answered with a redirect ({status}).")
     if status >= 400:
         return AnswerKind.ERROR, b""
+    if exchange.method == "HEAD" or status in (204, 304):
+        return AnswerKind.OPAQUE, b""
     content_type = (header(stream.head.headers, b"content-type") or b"").split(b";")[0].strip().lower()
     encoded = (header(stream.head.headers, b"content-encoding") or b"identity").strip().lower() != b"identity"
     if content_type == b"text/event-stream":

@@ -26,6 +26,7 @@ from proxy.phases.forward import forward
 from proxy.phases.record import Findings, record
 from proxy.phases.relay import relay, sluice_headers
 from proxy.phases.route import route
+from proxy.phases.watchdog import StallWatch, send_whole
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,11 +34,13 @@ if TYPE_CHECKING:
     import structlog
 
     from proxy.core.headers import RawHeaders
+    from proxy.phases.admit import Admission
     from proxy.phases.authenticate import Keyring, Principal
     from proxy.phases.exchange import Exchange
     from proxy.phases.forward import Answer
     from proxy.phases.models import Catalogue
     from proxy.phases.route import Route, Router
+    from proxy.phases.watchdog import Watchdog
     from proxy.tasks import BackgroundTasks
     from proxy.telemetry.metrics import Metrics
 
@@ -77,6 +80,7 @@ class Pipeline:
         self._log = log
         self._clock = clock
         self._live: dict[Exchange, _Live] = {}
+        self._closed: errors.ProxyError | None = None
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -97,7 +101,7 @@ class Pipeline:
         self._idle.clear()
         self._metrics.phase_entered(exchange.timeline.phase.value)
         try:
-            await self._serve(exchange, live, findings, refusal)
+            await self._serve(exchange, live, findings, refusal or self._closed)
         finally:
             del self._live[exchange]
             if not self._live:
@@ -107,7 +111,8 @@ class Pipeline:
             record(exchange, findings, self._metrics, self._log)
 
     def interrupt(self, error: errors.ProxyError) -> None:
-        """End all live exchanges with `error`, each as honestly as its phase allows."""
+        """End all live exchanges with `error`, each as honestly as its phase allows, and refuse those to come."""
+        self._closed = error
         for exchange, live in list(self._live.items()):
             live.interruption = error
             if live.answer is not None and exchange.downstream.started:
@@ -125,13 +130,13 @@ class Pipeline:
                     raise refusal
                 await self._phases(exchange, live, findings)
             except errors.ProxyError as error:
-                await self._tell(exchange, findings, error)
+                await self._tell(exchange, live, findings, error)
             except asyncio.CancelledError:
                 if live.interruption is None or exchange.downstream.started or live.task is None:
                     raise
                 live.task.uncancel()
                 findings.aborted_by = "drain"
-                await self._tell(exchange, findings, live.interruption)
+                await self._tell(exchange, live, findings, live.interruption)
         except (asyncio.CancelledError, ConnectionError):
             findings.error, findings.aborted_by = _who_ended(live)
             exchange.downstream.abort()
@@ -139,12 +144,13 @@ class Pipeline:
         except Exception as fault:  # noqa: BLE001 - one exchange's fault must not become another's
             findings.fault = type(fault).__name__
             self._log.error("fault", id=exchange.id, exc_info=fault)
-            await self._tell(exchange, findings, errors.ProxyError(errors.INTERNAL, "Sluice failed on this request."))
+            told = errors.ProxyError(errors.INTERNAL, "Sluice failed on this request.")
+            await self._tell(exchange, live, findings, told)
 
     async def _phases(self, exchange: Exchange, live: _Live, findings: Findings) -> None:
         principal = findings.principal = authenticate(exchange.headers, self._keyring, self._clock())
         if exchange.endpoint.treatment is Treatment.MODELS:
-            await self._answer_models(exchange, principal)
+            await self._answer_models(exchange, live, principal)
             findings.answered = 200
             return
         self._enter(exchange, Phase.ADMIT)
@@ -152,22 +158,32 @@ class Pipeline:
         self._enter(exchange, Phase.ROUTE)
         chosen = findings.route = route(exchange, admission, self._router, self._via)
         self._enter(exchange, Phase.FORWARD)
-        exchange.timeline.forwarded_s = exchange.timeline.began_s[Phase.FORWARD]
+        findings.answer = live.answer = await self._forward(exchange, admission, chosen)
+        live.watchdog = live.answer.watchdog
+        self._enter(exchange, Phase.RELAY)
+        await self._relay(exchange, live.answer, chosen, live, findings)
+
+    async def _forward(self, exchange: Exchange, admission: Admission, chosen: Route) -> Answer:
+        """Forward, and count the attempt: an upstream is not to blame for a client that left or sent nonsense."""
+        result = "abandoned"
         try:
-            answer = await forward(
+            forwarded = await forward(
                 exchange, admission, chosen, tasks=self._tasks, write_stall_s=self._limits.write_stall_s
             )
+            result = f"{forwarded.stream.head.status // 100}xx"
         except errors.ProxyError as error:
-            self._metrics.attempted(chosen.upstream.name, error.kind.outcome)
+            if error.kind.blame is errors.Blame.UPSTREAM:
+                result = error.kind.outcome
             raise
-        findings.answer = live.answer = answer
-        self._metrics.attempted(chosen.upstream.name, f"{answer.stream.head.status // 100}xx")
-        self._enter(exchange, Phase.RELAY)
-        await self._relay(exchange, answer, chosen, live, findings)
+        finally:
+            self._metrics.attempted(chosen.upstream.name, result)
+        return forwarded
 
     async def _relay(self, exchange: Exchange, answer: Answer, chosen: Route, live: _Live, findings: Findings) -> None:
         try:
             observation = await relay(exchange, answer, chosen.upstream, self._limits.keepalive_s)
+            if answer.watchdog.fired == "write_stall":
+                raise ConnectionResetError("the client stopped reading")
             findings.observation = observation
             if observation.failure is not None:
                 findings.aborted_by = "drain" if observation.failure is live.interruption else answer.watchdog.fired
@@ -177,11 +193,11 @@ class Pipeline:
             if pauses:
                 self._metrics.backpressure(chosen.upstream.name, pauses, seconds)
 
-    async def _answer_models(self, exchange: Exchange, principal: Principal) -> None:
+    async def _answer_models(self, exchange: Exchange, live: _Live, principal: Principal) -> None:
         body = await self._catalogue.answer(exchange, principal)
-        await self._respond(exchange, 200, [], body)
+        await self._respond(exchange, live, 200, [], body)
 
-    async def _tell(self, exchange: Exchange, findings: Findings, error: errors.ProxyError) -> None:
+    async def _tell(self, exchange: Exchange, live: _Live, findings: Findings, error: errors.ProxyError) -> None:
         """Answer with `error`, or, when the head is out, end the connection so that nothing looks whole."""
         findings.error = error
         findings.ended_in = exchange.timeline.phase
@@ -190,16 +206,15 @@ class Pipeline:
         if exchange.downstream.started:
             exchange.downstream.cut()
             return
-        await self._respond(exchange, error.kind.status, _error_headers(error), errors.envelope(error))
+        await self._respond(exchange, live, error.kind.status, _error_headers(error), errors.envelope(error))
 
-    async def _respond(self, exchange: Exchange, status: int, headers: RawHeaders, body: bytes) -> None:
+    async def _respond(self, exchange: Exchange, live: _Live, status: int, headers: RawHeaders, body: bytes) -> None:
         """An answer of our own, in JSON."""
         request_id = (b"x-request-id", exchange.id.encode("ascii"))
         content_type = (b"Content-Type", b"application/json")
         head = [content_type, request_id, *sluice_headers(exchange), *headers]
-        await exchange.downstream.start(status, head, len(body))
-        await exchange.downstream.write(body)
-        await exchange.downstream.finish()
+        live.watchdog = StallWatch(exchange.downstream, self._limits.write_stall_s)
+        await send_whole(exchange.downstream, status, head, body, live.watchdog)
 
     def _enter(self, exchange: Exchange, phase: Phase) -> None:
         left = exchange.timeline.phase
@@ -213,6 +228,7 @@ class _Live:
 
     task: asyncio.Task[object] | None
     answer: Answer | None = None
+    watchdog: Watchdog | StallWatch | None = None
     interruption: errors.ProxyError | None = None
 
 
@@ -220,7 +236,7 @@ def _who_ended(live: _Live) -> tuple[errors.ProxyError, str]:
     """Why an exchange was cancelled or lost its client, and the word for who did it."""
     if live.interruption is not None:
         return live.interruption, "drain"
-    if live.answer is not None and live.answer.watchdog.fired == "write_stall":
+    if live.watchdog is not None and live.watchdog.fired == "write_stall":
         return errors.ProxyError(errors.CLIENT_STALLED, "The client stopped reading."), "write_stall"
     return errors.ProxyError(errors.CLIENT_GONE, "The client has left."), "client"
 

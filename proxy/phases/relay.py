@@ -84,8 +84,6 @@ async def _start(exchange: Exchange, answer: Answer, content_length: int | None,
 async def _relay_opaque(exchange: Exchange, answer: Answer) -> Observation:
     downstream = exchange.downstream
     try:
-        if answer.first:
-            await downstream.write(answer.first)
         while data := await answer.watchdog.read():
             await downstream.write(data)
     except errors.ProxyError as error:
@@ -153,17 +151,18 @@ class _EventRelay:
     async def _relay_events(self) -> None:
         feed, write, read = self._scanner.feed, self._downstream.write, self._watchdog.read
         saw = self._ending.saw
-        data = self._answer.first or await read()
-        while data:
-            block = feed(data)
+        block = self._answer.first or await read()
+        while block:
+            block = feed(block)
             if block:
                 saw(block)
                 if self._ending.error_field_seen:
                     await self._stop_at_error_field(block)
-                await write(block)
-                if self._scanner.done:
+                writing, block = write(block), b""  # held by nobody here while a slow client makes this last
+                await writing
+                if self._is_whole():
                     self._watchdog.hurry(_AFTER_DONE_S)
-            data = await read()
+            block = await read()
         await self._finish_events()
 
     async def _finish_events(self) -> None:

@@ -10,7 +10,7 @@ from urllib.parse import parse_qsl, quote, urlencode
 from proxy.core import headers
 from proxy.core.body import replace_model
 from proxy.phases.admit import model_not_found
-from proxy.phases.authenticate import digest_of, presented_secrets
+from proxy.phases.authenticate import CREDENTIAL_HEADERS, digest_of, secret_of
 from proxy.phases.exchange import Treatment
 from proxy.upstream.attempt import UpstreamRequest
 
@@ -156,12 +156,12 @@ def _received(exchange: Exchange, admission: Admission, upstream: Upstream) -> R
     received = exchange.headers
     if admission.inflated:
         received = [pair for pair in received if pair[0].lower() != b"content-encoding"]
-    secrets = presented_secrets(received)
-    if upstream.auth == "passthrough" and len(secrets) > 1:
-        # two credentials: one of them is for Sluice alone, the other for the upstream
-        bearer_is_ours = digest_of(secrets[0]) == admission.principal.digest
-        ours = b"authorization" if bearer_is_ours else b"api-key"
-        received = [pair for pair in received if pair[0].lower() != ours]
+    if upstream.auth == "passthrough":
+        # where there are two credentials, one is for Sluice alone, the other for the upstream
+        credentials = [pair for pair in received if pair[0].lower() in CREDENTIAL_HEADERS]
+        ours = [pair for pair in credentials if digest_of(secret_of(pair)) == admission.principal.digest]
+        if len(ours) < len(credentials):
+            received = [pair for pair in received if pair not in ours]
     return received
 
 

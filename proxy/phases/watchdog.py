@@ -14,11 +14,72 @@ from proxy.core import errors
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from proxy.core.headers import RawHeaders
     from proxy.phases.exchange import Downstream
     from proxy.upstream.attempt import UpstreamStream
 
 # looks at the client's progress this often within `write_stall`: a cut comes at most a quarter late
 _STALL_LOOKS: Final = 4
+
+
+class _Progress:
+    """Whether the client's side accepts anything. Its kernel's acknowledgements tell, not the time a write takes."""
+
+    __slots__ = ("_acknowledged", "_downstream", "_since_s", "_write_stall_s", "stalled")
+
+    def __init__(self, downstream: Downstream, write_stall_s: float | None, now: float) -> None:
+        self.stalled = False
+        self._downstream = downstream
+        self._write_stall_s = write_stall_s
+        self._acknowledged = -1
+        self._since_s = now
+
+    def look(self, now: float) -> float | None:
+        """When to look again; None when the client has stalled, or may."""
+        if self._write_stall_s is None:
+            return None
+        acknowledged = self._downstream.acknowledged_bytes()
+        if acknowledged is None or acknowledged > self._acknowledged:
+            self._since_s = now
+        self._acknowledged = -1 if acknowledged is None else acknowledged
+        self.stalled = now - self._since_s >= self._write_stall_s
+        return None if self.stalled else now + self._write_stall_s / _STALL_LOOKS
+
+
+class StallWatch:
+    """Drops a client that accepts nothing of an answer of Sluice's own for `write_stall_s` seconds; None: never."""
+
+    def __init__(self, downstream: Downstream, write_stall_s: float | None) -> None:
+        self.fired: str | None = None  # write_stall, once it did
+        self._loop = asyncio.get_running_loop()
+        self._downstream = downstream
+        self._progress = _Progress(downstream, write_stall_s, self._loop.time())
+        self._timer: asyncio.TimerHandle | None = None
+        self._look()
+
+    def stop(self) -> None:
+        """Watch no longer."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _look(self) -> None:
+        due = self._progress.look(self._loop.time())
+        self._timer = None if due is None else self._loop.call_at(due, self._look)
+        if self._progress.stalled:
+            self.fired = "write_stall"
+            self._downstream.abort()
+
+
+async def send_whole(downstream: Downstream, status: int, headers: RawHeaders, body: bytes, watch: StallWatch) -> None:
+    """Send an answer of Sluice's own, whole, under `watch`. Raises `ConnectionError` when the client has left."""
+    try:
+        await downstream.start(status, headers, len(body) if body else None)
+        if body:
+            await downstream.write(body)
+        await downstream.finish()
+    finally:
+        watch.stop()
 
 
 class Watchdog:
@@ -42,13 +103,11 @@ class Watchdog:
         self._downstream = downstream
         self._idle_s = idle_s
         self._deadline_s = deadline_s
-        self._write_stall_s = write_stall_s
         self._waiting_since_s: float | None = None
         self._keepalive_s: float | None = None
         self._keepalive: Callable[[], None] | None = None
         self._kept_alive_s = 0.0
-        self._acknowledged = -1
-        self._progress_s = self._loop.time()
+        self._progress = _Progress(downstream, write_stall_s, self._loop.time())
         self._timer: asyncio.TimerHandle | None = None
         self._look()
 
@@ -115,18 +174,14 @@ class Watchdog:
         self._stream.fail(errors.ProxyError(errors.UPSTREAM_TIMEOUT, message))
 
     def _check_stall(self, now: float) -> float | None:
-        if self._write_stall_s is None or self.fired == "write_stall":
+        if self.fired == "write_stall":
             return None
-        acknowledged = self._downstream.acknowledged_bytes()
-        if acknowledged is None or acknowledged > self._acknowledged:
-            self._progress_s = now
-        self._acknowledged = -1 if acknowledged is None else acknowledged
-        if now - self._progress_s < self._write_stall_s:
-            return now + self._write_stall_s / _STALL_LOOKS
-        self.fired = "write_stall"
-        self._stream.abort()
-        self._downstream.abort()
-        return None
+        due = self._progress.look(now)
+        if self._progress.stalled:
+            self.fired = "write_stall"
+            self._stream.fail(errors.ProxyError(errors.CLIENT_STALLED, "The client stopped reading."))
+            self._downstream.abort()
+        return due
 
     def _check_keepalive(self, now: float) -> float | None:
         if self._keepalive is None or self._keepalive_s is None or self.fired is not None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import socket
 import struct
 import termios
 import time
 from typing import TYPE_CHECKING, Final, cast
 
-from aiohttp import web
+from aiohttp import HttpVersion11, web
 from multidict import CIMultiDict
 
 from proxy.core import errors
@@ -35,8 +36,9 @@ class RequestBody:
         self.content_length = 0 if self.is_empty else request.content_length
         self._request = request
         self._content = request.content
-        self._expects_continue = "Expect" in request.headers
-        self._deadline_s = asyncio.get_running_loop().time() + read_timeout_s
+        self._expects_continue = "Expect" in request.headers and request.version >= HttpVersion11
+        self._timeout_s = read_timeout_s
+        self._waited_s = 0.0
 
     async def read(self) -> bytes:
         """The next bytes, b"" at the end. Raises `ProxyError` 400 or 408, `ConnectionError` when the client left."""
@@ -54,14 +56,17 @@ class RequestBody:
         return data
 
     async def _wait(self) -> bytes:
+        """Wait for the client. Only this counts: while a slow upstream holds an upload up, its client is not late."""
         loop = asyncio.get_running_loop()
         late = errors.ProxyError(errors.REQUEST_TIMEOUT, "The request's body did not arrive in time.")
-        due_s = self._deadline_s + self.received_bytes / _MIN_BYTES_PER_S
-        timer = loop.call_at(due_s, self._content.set_exception, late)
+        began_s = loop.time()
+        allowed_s = self._timeout_s + self.received_bytes / _MIN_BYTES_PER_S
+        timer = loop.call_at(began_s + allowed_s - self._waited_s, self._content.set_exception, late)
         try:
             return await self._content.readany()
         finally:
             timer.cancel()
+            self._waited_s += loop.time() - began_s
 
 
 class Downstream:
@@ -80,6 +85,7 @@ class Downstream:
         self._close = close
         self._writer: StreamWriter | None = None
         self._is_head = request.method == "HEAD"
+        self._ends_by_closing = False
 
     @property
     def started(self) -> bool:
@@ -95,11 +101,19 @@ class Downstream:
         """Send the head; without a length the body is chunked."""
         self.response = web.StreamResponse(status=status, headers=_decoded([*headers, *self._extra]))
         self.response.headers["Server"] = "sluice"
-        if self._close or self._request.content.exception() is not None:
-            self.response.force_close()  # a body that broke off leaves a connection out of step
+        if self._close or self._is_out_of_step():
+            self.response.force_close()
         if content_length is not None:
             self.response.content_length = content_length
+        elif self._request.version < HttpVersion11:
+            self._ends_by_closing = True
+            self.response.force_close()  # aiohttp would keep alive what only a close can end
         self._writer = cast("StreamWriter", await self.response.prepare(self._request))
+
+    def _is_out_of_step(self) -> bool:
+        """The body broke off, or the client waits for leave to send it: what comes next may be that, or a request."""
+        content = self._request.content
+        return content.exception() is not None or ("Expect" in self._request.headers and not content.is_eof())
 
     async def write(self, data: bytes) -> None:
         """Write `data` in one piece, then wait while the client is slow. Raises `ConnectionError` when it has left."""
@@ -110,6 +124,7 @@ class Downstream:
             self.first_byte_s = time.perf_counter()
         self.sent_bytes += len(data)
         await writer.write(data, drain=False)
+        del data  # the transport has its own copy, and the client may be slow
         if self._request.protocol.writing_paused:
             await self._drain(writer)
 
@@ -117,7 +132,7 @@ class Downstream:
         """Write a chunk without waiting, between two events of a silent stream."""
         transport = self._request.transport
         if transport is not None and not transport.is_closing() and self._writer is not None:
-            self._writer.buffer_size += len(data)
+            self._writer.output_size += len(data)
             framed = b"%x\r\n%b\r\n" % (len(data), data) if self._writer.chunked else data
             transport.write(framed)
 
@@ -148,7 +163,9 @@ class Downstream:
         """End the connection without ending the body; what was written before still goes out, for a while."""
         self.is_cut = True
         transport = self._request.transport
-        if transport is not None:
+        if transport is not None and self._ends_by_closing:
+            _reset(transport)  # a close would look like the body's end
+        elif transport is not None:
             transport.close()
             asyncio.get_running_loop().call_later(_CUT_LINGER_S, transport.abort)
 
@@ -172,9 +189,15 @@ def _unacknowledged(transport: asyncio.Transport) -> int:
     sock = transport.get_extra_info("socket")
     try:
         queued = fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, b"\0\0\0\0")
-    except OSError:
+    except (OSError, ValueError):
         return 0  # not Linux, or just closed: then only our own buffer tells of progress
     return int(struct.unpack("i", queued)[0])
+
+
+def _reset(transport: asyncio.Transport) -> None:
+    """End the connection with a RST, which no client takes for an end of file."""
+    transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    transport.abort()
 
 
 def _decoded(headers: RawHeaders) -> CIMultiDict[str]:

@@ -30,6 +30,8 @@ _LINGER_S: Final = 5.0
 _REFUSED_LINGER_S: Final = 1.0
 _MAX_REFUSED: Final = 64
 _HEAD_LINE_BYTES: Final = 16384
+# above it a write waits for the client; asyncio's defaults are 64 KiB, and 512 KiB with TLS
+MAX_UNSENT_BYTES: Final = 16384
 # a body is taken from the socket in pieces of at most twice this, and held no further
 _READ_BYTES: Final = 65536
 
@@ -99,10 +101,15 @@ class Connection(RequestHandler):
         """Take the connection, or refuse it with an answer when there are too many."""
         if self._server.open_connections < self._server.max_connections:
             super().connection_made(transport)
-            self._watched = transport.get_extra_info("socket").fileno(), cast("asyncio.Transport", transport)
-            self._server.hangups.watch(*self._watched)
+            self._adopt(cast("asyncio.Transport", transport))
             return
         self._refuse(cast("asyncio.Transport", transport))
+
+    def _adopt(self, transport: asyncio.Transport) -> None:
+        """What aiohttp leaves undone on a new connection."""
+        transport.set_write_buffer_limits(high=MAX_UNSENT_BYTES)
+        self._watched = transport.get_extra_info("socket").fileno(), transport
+        self._server.hangups.watch(*self._watched)
 
     def _refuse(self, transport: asyncio.Transport) -> None:
         """Answer 503 and let go; not at once, as a close with bytes unread is a reset, which takes the answer along."""

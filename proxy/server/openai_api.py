@@ -8,6 +8,7 @@ from aiohttp import HttpVersion10, HttpVersion11, web
 
 from proxy.core import errors
 from proxy.phases.exchange import Exchange, new_exchange_id
+from proxy.phases.watchdog import StallWatch, send_whole
 from proxy.server.downstream import Downstream, RequestBody
 from proxy.server.routes import UNROUTED, resolve
 
@@ -20,18 +21,27 @@ if TYPE_CHECKING:
 class OpenAIApi:
     """The handler of the API's listener."""
 
-    def __init__(self, pipeline: Pipeline, cors: Cors, request_read_timeout_s: float, via_name: bytes) -> None:
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        cors: Cors,
+        *,
+        request_read_timeout_s: float,
+        write_stall_s: float | None,
+        via_name: bytes,
+    ) -> None:
         self.is_draining = False
         self._pipeline = pipeline
         self._cors = cors
         self._read_timeout_s = request_read_timeout_s
+        self._write_stall_s = write_stall_s
         self._via_name = via_name
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Serve one request. Raises `ConnectionError` when the connection was cut, so that aiohttp adds nothing."""
         origin = request.headers.get("Origin")
         if request.method == "OPTIONS":
-            return self._preflight(request, origin)
+            return await self._preflight(request, origin)
         downstream = Downstream(request, self._cors.headers(origin), close=self.is_draining)
         exchange, refusal = self._exchange(request, downstream)
         await self._pipeline.run(exchange, refusal)
@@ -82,13 +92,18 @@ class OpenAIApi:
                 errors.UPSTREAM_PROTOCOL_ERROR, "The request came back to this proxy: an upstream points at it."
             )
 
-    def _preflight(self, request: web.BaseRequest, origin: str | None) -> web.StreamResponse:
+    async def _preflight(self, request: web.BaseRequest, origin: str | None) -> web.StreamResponse:
         headers = self._cors.preflight(
             origin,
             request.headers.get("Access-Control-Request-Headers"),
             private_network="Access-Control-Request-Private-Network" in request.headers,
         )
-        return web.Response(status=204, headers={**headers, "Server": "sluice"})
+        raw = [(name.encode("ascii"), value.encode("utf-8", "replace")) for name, value in headers.items()]
+        downstream = Downstream(request, raw, close=self.is_draining)
+        await send_whole(downstream, 204, [], b"", StallWatch(downstream, self._write_stall_s))
+        if downstream.response is None:
+            raise ConnectionResetError("cut")
+        return downstream.response
 
 
 def _refuse_version(request: web.BaseRequest) -> None:

@@ -26,6 +26,7 @@ _POST: Final = {
     "/images/edits": Endpoint("images/edits", Treatment.INFERENCE, StreamShape.OTHER),
     "/images/variations": Endpoint("images/variations", Treatment.INFERENCE, StreamShape.OTHER),
 }
+_UNMETERED_ENDINGS: Final = tuple(_POST)
 # POST paths below these, when the table above has none: new kinds of the same
 _POST_BELOW: Final = {
     "/audio/": Endpoint("audio/*", Treatment.INFERENCE, StreamShape.OTHER),
@@ -73,6 +74,9 @@ def resolve(method: str, raw_path: str) -> tuple[Endpoint, str]:
         for below, endpoint in _POST_BELOW.items():
             if plain.startswith(below):
                 return endpoint, path
+    if method == "POST" and plain.lower().endswith(_UNMETERED_ENDINGS):
+        # under another prefix, or another case of it, an upstream may take it for what is metered
+        raise errors.ProxyError(errors.UNKNOWN_URL, "Invalid URL: the API is under /v1.")
     return (_STORED_RESPONSES if plain.startswith("/responses/") else _STATEFUL), path
 
 

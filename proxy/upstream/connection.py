@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 __all__ = ["ResponseHead", "UpstreamConnection"]
 
-READ_BUFFER_BYTES: Final = 32 * 1024  # at most this much arrives in one callback
-MAX_WAITING_BYTES: Final = 32 * 1024  # of body that nobody took: above it, reading pauses
+READ_BUFFER_BYTES: Final = 16 * 1024  # at most this much arrives in one callback
+MAX_WAITING_BYTES: Final = 16 * 1024  # of body that nobody took: above it, reading pauses
 MAX_UNSENT_BYTES: Final = 64 * 1024  # in the transport: above it, an upload waits; uvloop's and asyncio's default
 _PEEK: Final = socket.MSG_PEEK | getattr(socket, "MSG_DONTWAIT", 0)
 

@@ -45,6 +45,10 @@ class RawClient(RawPeer):
         lines = (f"POST {path} HTTP/1.1", "Host: localhost", f"Authorization: Bearer {KEY}", *headers, "", "")
         await self.send("\r\n".join(lines).encode())
 
+    async def recv_some(self, limit_bytes: int) -> int:
+        """Take at most so many bytes off the wire, whatever they say; how many there were."""
+        return len(await asyncio.get_running_loop().sock_recv(self.sock, limit_bytes))
+
     async def recv_until(self, mark: bytes) -> bytes:
         """Read up to `mark`, and what came with it."""
         data = b""

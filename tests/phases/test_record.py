@@ -127,7 +127,6 @@ def test_times_are_those_of_the_phases() -> None:
     marks = exchange.timeline.began_s
     for number, phase in enumerate(marks):
         marks[phase] = 100.0 + number * number  # seconds: 0, 1, 4, 9, 16
-    exchange.timeline.forwarded_s = marks[Phase.FORWARD]
     line, registry = recorded(Findings(error=FAILED, ended_in=Phase.FORWARD, aborted_by="idle"), exchange)
     assert line.fields["phases_s"] == {"authenticate": 1.0, "admit": 3.0, "route": 5.0, "forward": 7.0}
     assert (line.fields["phase"], line.fields["attempts"], line.fields["aborted_by"]) == ("forward", 1, "idle")

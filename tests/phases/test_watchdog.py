@@ -173,7 +173,8 @@ def test_a_client_that_accepts_nothing_is_cut(loop: ManualLoop) -> None:
     loop.advance(16.0)
     assert watch.dog.fired == "write_stall"
     assert watch.downstream.ended == "abort"
-    assert watch.stream.aborted
+    assert watch.stream.failure is not None
+    assert watch.stream.failure.kind is errors.CLIENT_STALLED
     assert not loop.timers
 
 
