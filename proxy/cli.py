@@ -11,6 +11,7 @@ import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
+from urllib.parse import urlsplit
 
 import click
 
@@ -113,14 +114,12 @@ def simulate(host: str, port: int) -> None:
 @click.option(
     "--base-url",
     metavar="URL",
-    envvar=["SLUICE_BASE_URL", "OPENAI_BASE_URL"],
+    envvar="SLUICE_BASE_URL",
     default=_BASE_URL,
     show_default=True,
-    help="Where the proxy is. Also SLUICE_BASE_URL or OPENAI_BASE_URL.",
+    help="Where the proxy is. Also SLUICE_BASE_URL.",
 )
-@click.option(
-    "--key", metavar="KEY", envvar=["SLUICE_API_KEY", "OPENAI_API_KEY"], help="Also SLUICE_API_KEY or OPENAI_API_KEY."
-)
+@click.option("--key", metavar="KEY", envvar="SLUICE_API_KEY", help="A key of the proxy's. Also SLUICE_API_KEY.")
 def chat(message: str | None, model: str, base_url: str, key: str | None) -> None:
     """Chat in the terminal through the proxy.
 
@@ -130,6 +129,10 @@ def chat(message: str | None, model: str, base_url: str, key: str | None) -> Non
 
     if not key:
         raise click.UsageError("no key: set SLUICE_API_KEY or give --key")
+    if not key.isascii():
+        raise click.UsageError("the key has characters that no HTTP header takes")
+    if (wrong := _wrong_with(base_url)) is not None:
+        raise click.UsageError(f"--base-url {wrong}, such as {_BASE_URL}")
     if message is None and not sys.stdin.isatty():
         message = sys.stdin.read()
     if message is not None and not message.strip():
@@ -137,6 +140,18 @@ def chat(message: str | None, model: str, base_url: str, key: str | None) -> Non
     failure = terminal_chat.run(message, model=model, base_url=base_url, key=key)
     if failure is not None:
         _fail(failure)
+
+
+def _wrong_with(base_url: str) -> str | None:
+    """What keeps a URL from being one that an SDK takes, in words; None if nothing does."""
+    try:
+        parts = urlsplit(base_url)
+        port = parts.port
+    except ValueError as error:
+        return f"is no URL ({error})"
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        return "must begin with http:// or https:// and a host"
+    return "has no port that one can connect to" if port == 0 else None
 
 
 def _load(path: Path) -> Config:

@@ -158,7 +158,7 @@ def _ops_where_free(config: Config, port: object) -> OpsConfig:
 
 def _is_free(host: str, port: int) -> bool:
     try:
-        listener(host, port).close()
+        listener(host, port, "server").close()
     except OSError:
         return False
     return True

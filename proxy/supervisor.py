@@ -57,16 +57,16 @@ class Worker:
         """Listen. Raises `OSError` when an address cannot be had, naming it."""
         settings, ops = self.config.server, self.config.ops
         api = http.server(self.app.api.handle, max_connections=self.max_connections, log=self.log)
-        self.port = await self._listen(api, settings.host, settings.port, server_tls(self.config))
+        self.port = await self._listen(api, "server", settings.host, settings.port, server_tls(self.config))
         operators = http.server(self.app.ops.handle, max_connections=100, log=self.log)
-        self.ops_port = await self._listen(operators, ops.host, ops.port, None)
+        self.ops_port = await self._listen(operators, "ops", ops.host, ops.port, None)
 
-    async def _listen(self, server: http.Server, host: str, port: int, tls: ssl.SSLContext | None) -> int:
-        sock = listener(host, port)
+    async def _listen(self, server: http.Server, section: str, host: str, port: int, tls: ssl.SSLContext | None) -> int:
+        sock = listener(host, port, section)
         self._http.append(server)
         factory: Callable[[], asyncio.BaseProtocol] = server
         if tls is not None:
-            factory = TlsListener(tls, server)
+            factory = TlsListener(tls, server, server.may_accept)
             self._tls.append(factory)
         self._servers.append(await asyncio.get_running_loop().create_server(factory, sock=sock))
         return int(sock.getsockname()[1])
@@ -99,8 +99,8 @@ class Worker:
     async def stop(self, drain_s: float) -> None:
         """Close the listeners, let exchanges finish for `drain_s` seconds, end the rest, and let go of everything."""
         self.app.drain()
-        for listening in self._servers:
-            listening.close()
+        for listening in self._servers[:1]:
+            listening.close()  # the API's; operators see the drain to its end
         await self._idle(drain_s)
         left = self.app.pipeline.in_flight
         if left:
@@ -108,6 +108,8 @@ class Worker:
             self.app.pipeline.interrupt(errors.ProxyError(errors.DRAINING, "Sluice is stopping.", retry_after_s=1.0))
             self._hurry = asyncio.Event()
             await self._idle(_LAST_WORDS_S)
+        for listening in self._servers:
+            listening.close()
         for server in self._http:
             await server.shutdown(0.1)
         for tls in self._tls:
@@ -123,15 +125,15 @@ class Worker:
         idle.cancel()
 
 
-def listener(host: str, port: int) -> socket.socket:
-    """A listening socket. Raises `OSError` that names the address."""
+def listener(host: str, port: int, section: str) -> socket.socket:
+    """A listening socket. Raises `OSError` that names the address, and the `section` of the settings it is from."""
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
         return socket.create_server((host, port), family=family, backlog=_BACKLOG)
     except OSError as error:
         # socket.create_server names the address a second time, in brackets
         why = (error.strerror or str(error)).partition(" (while")[0]
-        raise OSError(error.errno, f"cannot listen on {host}:{port}: {why}") from error
+        raise OSError(error.errno, f"cannot listen on {host}:{port} ({section}.host, {section}.port): {why}") from error
 
 
 def connection_limit(wanted: int, log: structlog.typing.FilteringBoundLogger) -> int:

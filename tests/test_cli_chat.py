@@ -115,3 +115,19 @@ async def test_ctrl_c_ends_a_single_answer_as_a_failure(env: dict[str, str], sim
         await terminal.shows("sluice: stopped")
         assert await process.wait() == 1
     await until(lambda: simulator.stats.aborted == 1, "the upstream's request aborted")
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (("--base-url", "127.0.0.1:18080"), "must begin with http:// or https://"),
+        (("--base-url", "http://127.0.0.1:1808x/v1"), "is no URL"),
+        (("--base-url", "ftp://x"), "must begin with http:// or https://"),
+        (("--key", "clé"), "no HTTP header takes"),
+    ],
+)
+def test_what_cannot_work_is_said_at_once(words: tuple[str, ...], complaint: str) -> None:
+    result = CliRunner().invoke(cli.main, ["chat", "--key", "k", *words, "hi"])
+    assert result.exit_code == 2
+    assert complaint in result.output
+    assert "Traceback" not in result.output

@@ -199,25 +199,26 @@ async def flood_until_stuck(peer: RawPeer) -> None:
 
 
 async def test_a_port_in_use_is_one_clear_line_and_exit_1(tmp_path: Path) -> None:
-    with RawUpstream() as upstream, listener("127.0.0.1", 0) as taken:
+    with RawUpstream() as upstream, listener("127.0.0.1", 0, "server") as taken:
         port = taken.getsockname()[1]
         config = configuration(upstream, "0s", "0s")
         config["server"]["port"] = port
         proxy = await served.start(config, tmp_path)
         assert await proxy.exit_code() == 1
     lines = proxy.err.decode().splitlines()
-    assert lines == [f"sluice: cannot listen on 127.0.0.1:{port}: Address already in use"]
+    assert lines == [f"sluice: cannot listen on 127.0.0.1:{port} (server.host, server.port): Address already in use"]
 
 
 def test_a_listener_names_the_address_it_cannot_have() -> None:
-    with listener("127.0.0.1", 0) as taken:
+    with listener("127.0.0.1", 0, "server") as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(OSError, match=f"cannot listen on 127.0.0.1:{port}: Address already in use"):
-            listener("127.0.0.1", port)
+        expected = rf"cannot listen on 127.0.0.1:{port} \(server.host, server.port\): Address already in use"
+        with pytest.raises(OSError, match=expected):
+            listener("127.0.0.1", port, "server")
 
 
 def test_a_listener_takes_ipv6() -> None:
-    with listener("::1", 0) as listening:
+    with listener("::1", 0, "server") as listening:
         assert listening.family == socket.AF_INET6
 
 

@@ -1,4 +1,4 @@
-"""What the proxy must know of a JSON request body, and edits of it that keep every other byte.
+"""What the proxy must know of a JSON request body, and where it stands there, for edits that keep every other byte.
 
 A body goes upstream as it was received, so what is read here must be what the upstream will read. Members that two
 parsers may read differently (given twice, or spelled in another case, which Go's parser takes for the same) are
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import msgspec
 
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 # The members of a request that decide something here.
 _READ_MEMBERS: Final = frozenset({"model", "stream", "stream_options"})
 
+# Chat has some forty members. Each costs time of the event loop, so there may not be any number of them.
+MAX_MEMBERS: Final = 1000
+
 _BOM: Final = b"\xef\xbb\xbf"
 _OPENING: Final = re.compile(rb"[ \t\n\r]*+\{[ \t\n\r]*+")
 # From the opening brace, or from the end of a value, over the next name to the value it names.
@@ -31,9 +34,7 @@ _TO_VALUE: Final = re.compile(
     """,
     re.VERBOSE,
 )
-_CLOSING: Final = re.compile(rb"[ \t\n\r]*+\}[ \t\n\r]*+\Z")
-
-_RAW_MEMBERS: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_SURROGATE: Final = re.compile(rb"\\u[dD][89a-fA-F][0-9a-fA-F]{2}")
 
 
 class Members(NamedTuple):
@@ -48,9 +49,13 @@ class Members(NamedTuple):
 
 
 class MeteredRequest(NamedTuple):
-    """What a metered request says of itself. A `stream` of null is false, `stream_options` of null are none."""
+    """What a metered request says of itself. A `stream` of null is false, `stream_options` of null are none.
+
+    `model_span`: start and end of the model's value, quotes included, in bytes.
+    """
 
     model: str
+    model_span: tuple[int, int]
     stream: bool
     has_stream_options: bool
 
@@ -61,8 +66,8 @@ def read_metered(body: bytes) -> MeteredRequest:
     Raises ProxyError BAD_REQUEST, INVALID_TYPE or MISSING_PARAMETER. Messages name the member, never its value.
     """
     spans = members(body).spans
-    model = _model(body, spans)
-    if model is None:
+    model, model_span = _model(body, spans)
+    if model is None or model_span is None:
         raise ProxyError(MISSING_PARAMETER, "You must provide a model parameter.", param="model")
     stream = _value(body, spans, "stream")
     if stream not in {b"true", b"false", b"null"}:
@@ -73,33 +78,22 @@ def read_metered(body: bytes) -> MeteredRequest:
     if options != b"null" and stream != b"true":
         message = "The 'stream_options' parameter is only allowed when 'stream' is enabled."
         raise ProxyError(BAD_REQUEST, message, param="stream_options")
-    return MeteredRequest(model, stream == b"true", options != b"null")
+    return MeteredRequest(model, model_span, stream == b"true", options != b"null")
 
 
-def read_model(body: bytes) -> str | None:
-    """The model that an inference request names; None if it names none.
+def read_model(body: bytes) -> tuple[str, tuple[int, int]] | tuple[None, None]:
+    """The model that an inference request names, and start and end of that value; None twice if it names none.
 
     Raises ProxyError BAD_REQUEST or INVALID_TYPE.
     """
     return _model(body, members(body).spans)
 
 
-def replace_model(body: bytes, model: str) -> bytes:
-    """The body with another value for its top-level member `model`, and every other byte as it was.
-
-    Raises ProxyError as `read_model` does, and MISSING_PARAMETER if the body has no such member.
-    """
-    span = members(body).spans.get("model")
-    if span is None:
-        raise ProxyError(MISSING_PARAMETER, "You must provide a model parameter.", param="model")
-    return b"".join((body[: span[0]], msgspec.json.encode(model), body[span[1] :]))
-
-
 def members(body: bytes) -> Members:
     """Find the members of the top-level object of a JSON text.
 
-    Raises ProxyError BAD_REQUEST if the body is not JSON (RFC 8259), not an object, nested too deeply, or ambiguous in
-    a member that is read here.
+    Raises ProxyError BAD_REQUEST if the body is not JSON (RFC 8259), not an object, nested too deeply, has more than
+    `MAX_MEMBERS` members, or is ambiguous in a member that is read here.
     """
     if not body:
         raise ProxyError(BAD_REQUEST, "The request body is empty; it must be a JSON object.")
@@ -109,77 +103,81 @@ def members(body: bytes) -> Members:
     try:
         if not body.isascii():
             body.decode()  # msgspec looks only into strings that it decodes
-        found = _members_by_length(body)
-        if found is None:
-            found = _members_by_scan(body)
+        return _walk(body, _value_lengths(body))
     except UnicodeDecodeError:
         raise ProxyError(BAD_REQUEST, "The request body is not valid UTF-8.") from None
     except RecursionError:
         raise ProxyError(BAD_REQUEST, "The request body is nested too deeply.") from None
-    except ValueError:
-        raise ProxyError(BAD_REQUEST, "We could not parse the JSON body of your request.") from None
-    for name in found.spans:
-        if name not in _READ_MEMBERS and (meant := name.casefold()) in _READ_MEMBERS:
-            raise ProxyError(BAD_REQUEST, f"The name of member '{meant}' must be lower-case.", param=meant)
-    return found
-
-
-def _members_by_length(body: bytes) -> Members | None:
-    r"""Let msgspec validate the body, and walk it by the lengths of the values it found; or None if that cannot be.
-
-    It cannot where a name is given twice, and where msgspec is stricter than clients: a string that was cut at a length
-    may hold half a surrogate pair, written `\ud83d`, which Python's and JavaScript's encoders send as it is.
-    """
-    try:
-        values = _RAW_MEMBERS.decode(body)
     except msgspec.ValidationError:
         raise ProxyError(BAD_REQUEST, "The request body must be a JSON object.") from None
+    except ValueError:
+        raise ProxyError(BAD_REQUEST, "We could not parse the JSON body of your request.") from None
+
+
+class _Name:
+    """Stands for a member's name while msgspec decodes: no two are equal, so that a name given twice stays two."""
+
+    __slots__ = ()
+
+
+def _value_lengths(body: bytes) -> list[int]:
+    """Let msgspec validate the body; the length of each top-level value, in bytes and in order.
+
+    Raises msgspec.DecodeError (a ValueError), and ProxyError at the first member too many, whatever comes behind it.
+    """
+    try:
+        return _decoded_lengths(body)
+    except msgspec.ValidationError:
+        raise
     except msgspec.DecodeError:
-        return None
+        # A string that was cut at a length may hold half a surrogate pair, written `\ud83d`. Python's and JavaScript's
+        # encoders send that as it is, and msgspec is stricter. Anything else of this length does for the lengths;
+        # first the escaped backslashes, as what follows one is no escape.
+        blanked = _SURROGATE.sub(b"______", body.replace(rb"\\", b"__"))
+        if blanked == body:
+            raise
+        return _decoded_lengths(blanked)
+
+
+def _decoded_lengths(text: bytes) -> list[int]:
+    count = 0
+
+    def named(_type: type, _name: str) -> _Name:
+        nonlocal count
+        count += 1
+        if count > MAX_MEMBERS:
+            raise ProxyError(BAD_REQUEST, f"The request body has more than {MAX_MEMBERS} members.")
+        return _Name()
+
+    values = msgspec.json.decode(text, type=dict[_Name, msgspec.Raw], dec_hook=named).values()
+    return [len(memoryview(value)) for value in values]
+
+
+def _walk(body: bytes, lengths: list[int]) -> Members:
+    """Find the members of a valid body by the lengths of its values."""
     spans: dict[str, tuple[int, int]] = {}
     position = 0
-    for name, raw in values.items():
-        value = memoryview(raw)
+    for length in lengths:
         to_value = _TO_VALUE.match(body, position)
-        # of a name given twice there is only the last value, so at some point the walk and the body disagree
-        if to_value is None or not body.startswith(value, to_value.end()):
-            return None
-        position = to_value.end() + len(value)
+        if to_value is None:
+            raise ValueError("no member where one was decoded")
+        name = _text(to_value[1])
+        if name not in _READ_MEMBERS and (meant := name.casefold()) in _READ_MEMBERS:
+            raise ProxyError(BAD_REQUEST, f"The name of member '{meant}' must be lower-case.", param=meant)
+        if name in spans and name in _READ_MEMBERS:
+            raise ProxyError(BAD_REQUEST, f"The request body has more than one member '{name}'.", param=name)
+        position = to_value.end() + length
         spans[name] = (to_value.end(), position)
-    opening = _OPENING.match(body)
-    if opening is None or not _CLOSING.match(body, position if spans else opening.end()):
-        return None
-    return Members(spans, opening.end())
-
-
-def _refuse_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not JSON")
-
-
-# Numbers are only passed over: as floats, because int refuses more than 4300 digits.
-_SCANNER: Final = json.JSONDecoder(parse_int=float, parse_constant=_refuse_constant)
-
-
-def _members_by_scan(body: bytes) -> Members:
-    """Walk the body value by value with the standard library's parser. Raises ValueError if it is not JSON.
-
-    Decoded as Latin-1 a character is a byte, so positions are offsets; all that JSON is made of is ASCII.
-    """
     opening = _OPENING.match(body)
     if opening is None:
         raise ValueError("not an object")
-    text = body.decode("latin-1")
-    spans: dict[str, tuple[int, int]] = {}
-    position = 0
-    while to_value := _TO_VALUE.match(body, position):
-        name: str = json.loads(to_value[1])
-        if name in spans and name in _READ_MEMBERS:
-            raise ProxyError(BAD_REQUEST, f"The request body has more than one member '{name}'.", param=name)
-        _, position = _SCANNER.raw_decode(text, to_value.end())
-        spans[name] = (to_value.end(), position)
-    if not _CLOSING.match(body, position):
-        raise ValueError("not an object")
     return Members(spans, opening.end())
+
+
+def _text(quoted: bytes) -> str:
+    """What a JSON string says. Only the standard library reads half a surrogate pair."""
+    text: str = json.loads(quoted) if b"\\" in quoted else quoted[1:-1].decode()
+    return text
 
 
 def _value(body: bytes, spans: Mapping[str, tuple[int, int]], name: str) -> bytes:
@@ -188,13 +186,14 @@ def _value(body: bytes, spans: Mapping[str, tuple[int, int]], name: str) -> byte
     return body[span[0] : span[1]] if span else b"null"
 
 
-def _model(body: bytes, spans: Mapping[str, tuple[int, int]]) -> str | None:
+def _model(body: bytes, spans: Mapping[str, tuple[int, int]]) -> tuple[str, tuple[int, int]] | tuple[None, None]:
     value = _value(body, spans, "model")
     if value == b"null":
-        return None
+        return None, None
     if not value.startswith(b'"'):
         raise ProxyError(INVALID_TYPE, "Invalid type for 'model': expected a string.", param="model")
     try:
-        return msgspec.json.decode(value, type=str) or None
+        model = msgspec.json.decode(value, type=str)
     except msgspec.DecodeError:
         raise ProxyError(BAD_REQUEST, "The value of 'model' is not valid Unicode.", param="model") from None
+    return (model, spans["model"]) if model else (None, None)

@@ -18,9 +18,13 @@ if TYPE_CHECKING:
     from python_multipart.multipart import MultipartCallbacks
 
 MAX_MODEL_BYTES: Final = 256
+# An edit of sixteen images has some twenty-five parts. Each costs time of the event loop, as do the following.
+MAX_PARTS: Final = 128
 # A part of a form has two or three headers; the longest holds a file's name.
 MAX_PART_HEADERS: Final = 8
 MAX_PART_HEADER_BYTES: Final = 4096
+# The parser of header parameters takes time by the square of the semicolons, within quotes too.
+MAX_SEMICOLONS: Final = 32
 
 # RFC 2046 section 5.1.1: up to 70 of these characters, the last no space.
 _BOUNDARY: Final = re.compile(rb"[0-9A-Za-z'()+_,\-./:=? ]{0,69}[0-9A-Za-z'()+_,\-./:=?]")
@@ -44,7 +48,8 @@ class ModelFinder:
         self._header_name = b""
         self._header_value = b""
         self._disposition: bytes | None = None
-        self._fields = 0  # named `model`, so far
+        self._parts = 0  # so far
+        self._fields = 0  # of those, named `model`
         self._value: bytearray | None = None  # of the `model` field, while the parser is in it
         self._value_at = 0
         callbacks: MultipartCallbacks = {
@@ -56,8 +61,10 @@ class ModelFinder:
             "on_part_data": self._on_part_data,
             "on_part_end": self._on_part_end,
         }
+        boundary = _boundary(content_type)
+        self._delimiter = b"\r\n--" + boundary
         self._parser = MultipartParser(
-            _boundary(content_type),
+            boundary,
             callbacks,
             max_header_count=MAX_PART_HEADERS,
             max_header_size=MAX_PART_HEADER_BYTES,
@@ -66,9 +73,13 @@ class ModelFinder:
     def feed(self, data: bytes) -> None:
         """Take the next bytes of the body.
 
-        Raises ProxyError BAD_REQUEST if the form is malformed, or its `model` is given twice, too long or ambiguous;
-        nothing may be fed after that. A second `model` is only noticed if the body is fed to its end.
+        Raises ProxyError BAD_REQUEST if the form is malformed, has more than `MAX_PARTS` parts, or its `model` is given
+        twice, too long or ambiguous; nothing may be fed after that. A second `model` is only noticed if the body is fed
+        to its end.
         """
+        # also lines that only begin like a delimiter cost time, though RFC 2046 section 5.1.1 forbids them in a part
+        if data.count(self._delimiter) > MAX_PARTS:
+            raise _too_many_parts()
         try:
             self._parser.write(data)
         except FormParserError:
@@ -77,6 +88,9 @@ class ModelFinder:
         self._fed_bytes += len(data)
 
     def _on_part_begin(self) -> None:
+        self._parts += 1
+        if self._parts > MAX_PARTS:
+            raise _too_many_parts()
         self._disposition = None
 
     def _on_header_field(self, data: bytes, start: int, end: int) -> None:
@@ -130,7 +144,7 @@ class ModelFinder:
 
 
 def _boundary(content_type: bytes) -> bytes:
-    media_type, parameters = parse_options_header(content_type)
+    media_type, parameters = _options(content_type)
     boundary = parameters.get(b"boundary", b"")
     if (
         media_type != b"multipart/form-data"
@@ -150,7 +164,7 @@ def _is_model_field(disposition: bytes) -> bool:
     names = _NAME_PARAMETER.findall(disposition)
     if len(names) > 1 or any(names):
         raise _ambiguous()
-    kind, parameters = parse_options_header(disposition)
+    kind, parameters = _options(disposition)
     name = parameters.get(b"name", b"")
     if name.translate(None, b"\"'\\ \t").lower() != b"model":
         return False
@@ -158,6 +172,17 @@ def _is_model_field(disposition: bytes) -> bool:
     if name != b"model" or kind != b"form-data" or (is_file and not parameters.get(b"filename")):
         raise _ambiguous()
     return not is_file
+
+
+def _options(value: bytes) -> tuple[bytes, dict[bytes, bytes]]:
+    """A header's value and its parameters. Raises ProxyError BAD_REQUEST where that would take long."""
+    if value.count(b";") > MAX_SEMICOLONS:
+        raise ProxyError(BAD_REQUEST, f"A header of the form has more than {MAX_SEMICOLONS} semicolons.")
+    return parse_options_header(value)
+
+
+def _too_many_parts() -> ProxyError:
+    return ProxyError(BAD_REQUEST, f"The form has more than {MAX_PARTS} parts.")
 
 
 def _ambiguous() -> ProxyError:

@@ -1,15 +1,19 @@
 """May it go on: the endpoint and the model are allowed, the body is in order and small enough.
 
-What a metered request is about stands in its body, so that body is read whole, within `max_request_bytes` and in time.
-Other bodies stream: of a multipart upload as much is read as it takes to find its `model`.
+What an inference request is about stands in its body, so a JSON body is read whole, within `max_request_bytes` and in
+time, and of a multipart upload as much as it takes to find its `model`. Other bodies stream, to stateful endpoints.
 """
 
 from __future__ import annotations
 
 import asyncio
+import functools
+import re
 import zlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, TypeVar
+
+import msgspec
 
 from proxy.core import errors
 from proxy.core.body import read_metered, read_model
@@ -22,17 +26,22 @@ if TYPE_CHECKING:
 
     from proxy.phases.authenticate import Plan, Principal
 
-# parsing takes some 0.3 ms a MiB, and up to 20 ms a MiB where it must go the slow way
-_LONG_BODY_BYTES: Final = 131072
-_Read = TypeVar("_Read")
+# Work on more goes to a thread. So much takes 2 ms of the loop at the worst (a thousand members to walk, halves of
+# surrogate pairs to blank), and 0.1 ms for an ordinary chat. A thread is no cure for all: while
+# zlib works the loop runs, while msgspec does it waits, 1 to 4 ms a MiB.
+_LONG_BYTES: Final = 65536
+_MAX_INFLATION: Final = 1032  # bytes that deflate makes of one, at most (zlib's technical details)
+# RFC 6839 section 3.1
+_JSON_TYPE: Final = re.compile(rb"application/json|[!#$&^_.+\-0-9a-z]+/[!#$&^_.+\-0-9a-z]+\+json")
+_Found = TypeVar("_Found")
 
 
 @dataclass(frozen=True, slots=True)
 class Admission:
     """The right to go on, and what is known of the request by now.
 
-    `body` is what was read of it: all, unless `rest` is there to read on from. `model_span` is where the model's name
-    stands in a multipart body.
+    `body` is what was read of it: all, unless `rest` is there to read on from. `model_span` is where in `body` the
+    model's name stands, in JSON with its quotes; None where `model` is.
     """
 
     principal: Principal
@@ -42,6 +51,15 @@ class Admission:
     rest: AsyncIterator[bytes] | None = None
     model_span: tuple[int, int] | None = None
     inflated: bool = False
+
+    def body_naming(self, model: str) -> bytes:
+        """`body` with another name in the place of its model's, and every other byte as it was."""
+        if self.model_span is None:
+            return self.body
+        start, end = self.model_span
+        # JSON was read whole; a form that names a model always has a rest
+        name = msgspec.json.encode(model) if self.rest is None else model.encode()
+        return b"".join((self.body[:start], name, self.body[end:]))
 
 
 async def admit(exchange: Exchange, principal: Principal, max_request_bytes: int) -> Admission:
@@ -65,7 +83,8 @@ def _allow_endpoint(exchange: Exchange, plan: Plan) -> None:
     group = "stateful" if exchange.endpoint.treatment is Treatment.STATEFUL else "inference"
     allowed = plan.endpoints
     path = exchange.path if group == "stateful" else "/" + exchange.endpoint.name
-    if allowed.match(group) is None and allowed.match(path) is None and allowed.match(path.lstrip("/")) is None:
+    # a path has its leading slash, so that no client can spell one of the two words
+    if allowed.match(group) is None and allowed.match(path) is None:
         raise errors.ProxyError(errors.ENDPOINT_NOT_ALLOWED, f"This API key may not use {_shown(exchange)}.")
 
 
@@ -95,27 +114,31 @@ def _allow_model(exchange: Exchange, plan: Plan, model: str | None) -> None:
 
 
 async def _admit_metered(exchange: Exchange, principal: Principal, max_request_bytes: int) -> Admission:
-    raw = await _read_whole(exchange, max_request_bytes)
-    body, inflated = _inflate(exchange, raw, max_request_bytes)
-    request = await _parse(read_metered, body)
-    return Admission(principal, request.model, bool(request.stream), body, inflated=inflated)
+    body, inflated = await _read_plain(exchange, max_request_bytes)
+    request = await _beside(len(body), read_metered, body)
+    return Admission(principal, request.model, request.stream, body, model_span=request.model_span, inflated=inflated)
 
 
 async def _admit_inference(exchange: Exchange, principal: Principal, max_request_bytes: int) -> Admission:
-    content_type = (header(exchange.headers, b"content-type") or b"").strip().lower()
-    if content_type.startswith(b"multipart/form-data"):
+    """Read the model from the body, whose type must be one in which upstreams look for it as we do."""
+    content_type = header(exchange.headers, b"content-type") or b""
+    media_type = content_type.split(b";")[0].strip().lower()
+    if media_type == b"multipart/form-data":
         return await _admit_multipart(exchange, principal, max_request_bytes)
-    if content_type.split(b";")[0].strip() in (b"application/json", b"") or content_type.startswith(b"text/"):
-        raw = await _read_whole(exchange, max_request_bytes)
-        body, inflated = _inflate(exchange, raw, max_request_bytes)
-        model = await _parse(read_model, body)
-        return Admission(principal, model, streamed=False, body=body, inflated=inflated)
-    return Admission(principal, None, streamed=False, body=b"", rest=_pieces(exchange))
+    if media_type and not _JSON_TYPE.fullmatch(media_type):
+        raise errors.ProxyError(
+            errors.BAD_REQUEST, "The request's Content-Type must be application/json or multipart/form-data."
+        )
+    body, inflated = await _read_plain(exchange, max_request_bytes)
+    if not body and not media_type:
+        return Admission(principal, None, streamed=False, body=body, inflated=inflated)
+    model, model_span = await _beside(len(body), read_model, body)
+    return Admission(principal, model, streamed=False, body=body, model_span=model_span, inflated=inflated)
 
 
-async def _parse(read: Callable[[bytes], _Read], body: bytes) -> _Read:
-    """What `read` finds in the body; beside the event loop where that would stop it for more than a moment."""
-    return await asyncio.to_thread(read, body) if len(body) > _LONG_BODY_BYTES else read(body)
+async def _beside(most_bytes: int, find: Callable[[bytes], _Found], body: bytes) -> _Found:
+    """What `find` makes of the body; beside the event loop where that is work on `most_bytes` and these are many."""
+    return await asyncio.to_thread(find, body) if most_bytes > _LONG_BYTES else find(body)
 
 
 async def _admit_multipart(exchange: Exchange, principal: Principal, max_request_bytes: int) -> Admission:
@@ -146,20 +169,30 @@ async def _watched_pieces(exchange: Exchange, finder: ModelFinder) -> AsyncItera
         yield piece
 
 
+async def _read_plain(exchange: Exchange, max_request_bytes: int) -> tuple[bytes, bool]:
+    """The whole body with a `Content-Encoding` undone, and whether there was one."""
+    raw = await _read_whole(exchange, max_request_bytes)
+    encoding = (header(exchange.headers, b"content-encoding") or b"identity").strip().lower()
+    if encoding == b"identity":
+        return raw, False
+    if encoding not in (b"gzip", b"x-gzip", b"deflate"):
+        raise errors.ProxyError(
+            errors.BAD_REQUEST, "The request's Content-Encoding is not supported: send gzip, deflate or none."
+        )
+    inflate = functools.partial(_inflate, max_request_bytes)
+    return await _beside(len(raw) * _MAX_INFLATION, inflate, raw), True
+
+
 async def _read_whole(exchange: Exchange, max_request_bytes: int) -> bytes:
     announced = exchange.body.content_length
     if announced is not None and announced > max_request_bytes:
         raise _too_large(max_request_bytes, f"({announced} bytes announced)")
-    first = await exchange.body.read()
-    if not first or len(first) == announced:
-        return first
-    held = bytearray(first)
-    while len(held) <= max_request_bytes:
-        piece = await exchange.body.read()
-        if not piece:
-            return bytes(held)
+    held = bytearray()
+    while piece := await exchange.body.read():
         held += piece
-    raise _too_large(max_request_bytes, f"({len(held)} bytes read)")
+        if len(held) > max_request_bytes:
+            raise _too_large(max_request_bytes, f"({len(held)} bytes read)")
+    return bytes(held)
 
 
 def _too_large(max_request_bytes: int, how: str) -> errors.ProxyError:
@@ -168,15 +201,8 @@ def _too_large(max_request_bytes: int, how: str) -> errors.ProxyError:
     )
 
 
-def _inflate(exchange: Exchange, body: bytes, max_request_bytes: int) -> tuple[bytes, bool]:
-    """Undo a `Content-Encoding` that must be read through; says whether there was one. Bounded like the body."""
-    encoding = (header(exchange.headers, b"content-encoding") or b"identity").strip().lower()
-    if encoding == b"identity":
-        return body, False
-    if encoding not in (b"gzip", b"x-gzip", b"deflate"):
-        raise errors.ProxyError(
-            errors.BAD_REQUEST, "The request's Content-Encoding is not supported: send gzip, deflate or none."
-        )
+def _inflate(max_request_bytes: int, body: bytes) -> bytes:
+    """Bounded like the body itself: no more is inflated than may be taken."""
     try:
         unzip = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)  # 32: gzip and zlib by their own headers
         plain = unzip.decompress(body, max_request_bytes + 1)
@@ -188,4 +214,4 @@ def _inflate(exchange: Exchange, body: bytes, max_request_bytes: int) -> tuple[b
         raise _too_large(max_request_bytes, "when inflated")
     if not unzip.eof or unzip.unused_data:
         raise errors.ProxyError(errors.BAD_REQUEST, "The request's body is not what its Content-Encoding says.")
-    return plain, True
+    return plain

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import ssl
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from proxy.core import errors
 
@@ -86,6 +89,17 @@ def _since_arrival(exchange: Exchange, at_s: float | None) -> float | None:
     return None if at_s is None else at_s - exchange.timeline.arrived_s
 
 
+def _cause(error: BaseException) -> str:
+    """What the system said: of its own errors the number's name and text, of others the class alone."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"certificate: {error.verify_message}"
+    if isinstance(error, ssl.SSLError):
+        return f"TLS: {error.reason or type(error).__name__}"
+    if isinstance(error, OSError) and error.errno is not None:
+        return f"{errno.errorcode.get(error.errno, error.errno)}: {os.strerror(error.errno)}"
+    return _cause(error.__cause__) if error.__cause__ is not None else type(error).__name__
+
+
 def _log(exchange: Exchange, findings: Findings, log: structlog.typing.FilteringBoundLogger, duration_s: float) -> None:
     """The canonical line: what is known of the exchange, and never a key, a prompt or an answer."""
     timeline = exchange.timeline
@@ -123,7 +137,11 @@ def _log(exchange: Exchange, findings: Findings, log: structlog.typing.Filtering
         # our own messages about downstream mistakes may quote a model's name: the outcome says enough
         if error.kind.blame is not errors.Blame.DOWNSTREAM:
             fields["error"] = error.message
+            if error.__cause__ is not None:
+                fields["cause"] = _cause(error.__cause__)
     if findings.fault is not None:
         fields["fault"] = findings.fault
-    level = log.warning if status_of(findings) >= 500 or findings.fault else log.info
-    level("exchange", **fields)
+    is_trouble = findings.fault or (error is not None and error.kind.blame is not errors.Blame.DOWNSTREAM)
+    level = "warning" if is_trouble or status_of(findings) >= 500 else "info"
+    # past the threshold of `log.level`: every exchange leaves its line
+    cast("structlog.BoundLoggerBase", log)._proxy_to_logger(level, "exchange", **fields)  # noqa: SLF001 - meant for it

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Final
 from urllib.parse import parse_qsl, quote, urlencode
 
 from proxy.core import headers
-from proxy.core.body import replace_model
 from proxy.phases.admit import model_not_found
 from proxy.phases.authenticate import CREDENTIAL_HEADERS, digest_of, secret_of
 from proxy.phases.exchange import Treatment
@@ -170,12 +169,8 @@ def _body(
 ) -> tuple[bytes | AsyncIterator[bytes], int | None]:
     """The body to send, and its length where it streams and the length is known."""
     body = admission.body
-    if rename is not None and admission.model is not None and rename != admission.model:
-        if admission.model_span is not None:
-            start, end = admission.model_span
-            body = body[:start] + rename.encode() + body[end:]
-        else:
-            body = replace_model(body, rename)
+    if rename is not None and rename != admission.model:
+        body = admission.body_naming(rename)
     if admission.rest is None:
         return body, None
     if exchange.body.is_empty and not body and exchange.method in _BODILESS:

@@ -77,6 +77,10 @@ class Server(web.Server):
         """How many connections are open; aiohttp's own `connections` makes a list of them."""
         return len(self._connections)
 
+    def may_accept(self, handshaking: int) -> bool:
+        """Whether there is room for one more, beside those that are `handshaking`."""
+        return self.open_connections + handshaking < self.max_connections
+
     def __call__(self) -> Connection:
         """One more connection."""
         return Connection(self, **self._connection_kwargs)
@@ -128,7 +132,7 @@ class Connection(RequestHandler):
             self._loop.call_later(_REFUSED_LINGER_S, transport.abort)
         else:
             transport.close()
-        self._server.log.warning("connection refused", limit=self._server.max_connections)
+        self._server.log.warning("connection refused", id=refusal_id.decode(), limit=self._server.max_connections)
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """Forget the connection."""

@@ -25,9 +25,15 @@ class TlsListener:
     All connections read into one buffer: nothing comes between a read and its use.
     """
 
-    def __init__(self, context: ssl.SSLContext, make_protocol: Callable[[], asyncio.Protocol]) -> None:
+    def __init__(
+        self,
+        context: ssl.SSLContext,
+        make_protocol: Callable[[], asyncio.Protocol],
+        may_accept: Callable[[int], bool] = lambda _: True,
+    ) -> None:
         self.context = context
         self.make_protocol = make_protocol
+        self.may_accept = may_accept  # asked with how many shake hands: they hold descriptors, too
         self.read_buffer = memoryview(bytearray(_RECORD_BYTES))
         self.handshaking: set[TlsTransport] = set()
 
@@ -58,6 +64,9 @@ class TlsTransport(asyncio.Transport, asyncio.BufferedProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Wait for the handshake, not for ever."""
         self._plain = cast("asyncio.Transport", transport)
+        if not self._listener.may_accept(len(self._listener.handshaking)):
+            self._timer = self._loop.call_soon(self._plain.abort)
+            return
         self._listener.handshaking.add(self)
         self._timer = self._loop.call_later(_HANDSHAKE_S, self._plain.abort)
 

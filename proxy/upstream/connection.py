@@ -96,11 +96,10 @@ class UpstreamConnection(asyncio.BufferedProtocol):
             return
         if self._tls is not None:
             try:
-                self._tls.encrypt(data)
+                data = self._tls.encrypt(data)
             except ssl.SSLError as error:
                 self._ended(error)
                 return
-            data = self._tls.to_send()
         self.transport.write(data)
 
     async def drain(self) -> None:

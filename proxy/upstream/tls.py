@@ -9,7 +9,9 @@ large as our buffer, and an end without close_notify is told from a clean one.
 from __future__ import annotations
 
 import ssl
-from typing import cast
+from typing import Final, cast
+
+_RECORD_BYTES: Final = 16384  # a record at most (RFC 8446 section 5.1)
 
 
 class TlsSession:
@@ -39,11 +41,14 @@ class TlsSession:
             return False
         return True
 
-    def encrypt(self, data: bytes | memoryview) -> None:
-        """Encrypt all of `data` for `to_send`."""
-        rest = memoryview(data)
-        while rest:
-            rest = rest[self._tls.write(rest) :]  # one record at a time
+    def encrypt(self, data: bytes | memoryview) -> bytes:
+        """What must be sent for all of `data`, anything that waited for `to_send` included."""
+        view = memoryview(data)
+        records = []
+        for start in range(0, len(view), _RECORD_BYTES):
+            self._tls.write(view[start : start + _RECORD_BYTES])
+            records.append(self._outgoing.read())  # at once: a memory buffer keeps the size it once had
+        return b"".join(records)
 
     def decrypt_into(self, buffer: memoryview) -> int:
         """Decrypt one record into `buffer` and return its size; 0 when more must arrive first, or `peer_closed`."""

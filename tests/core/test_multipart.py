@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.core.errors import BAD_REQUEST, ProxyError
-from proxy.core.multipart import MAX_MODEL_BYTES, ModelFinder
+from proxy.core.multipart import MAX_MODEL_BYTES, MAX_PARTS, MAX_SEMICOLONS, ModelFinder
 
 BOUNDARY = b"----formdata-undici-0123456789"
 CONTENT_TYPE = b"multipart/form-data; boundary=" + BOUNDARY
@@ -180,6 +181,48 @@ def test_a_part_that_parsers_may_read_differently_is_refused(headers: bytes) -> 
 def test_bad_forms_are_refused_whole_and_byte_by_byte(body: bytes, message: str, param: str | None) -> None:
     assert outcome([body]) == (BAD_REQUEST, message, param)
     assert outcome([body[i : i + 1] for i in range(len(body))]) == (BAD_REQUEST, message, param)
+
+
+def test_as_many_parts_are_taken_as_are_allowed_and_no_more() -> None:
+    fields = [field(b"x", b"")] * (MAX_PARTS - 1)
+    assert found([form(*fields, (MODEL, b"m"))])[0] == "m"
+    assert found([form((MODEL, b"m"), *fields)])[0] == "m"
+    for parts in ([*fields, field(b"x", b""), (MODEL, b"m")], [(MODEL, b"m"), *fields, field(b"x", b"")]):
+        body = form(*parts)
+        refusal = (BAD_REQUEST, f"The form has more than {MAX_PARTS} parts.", None)
+        assert outcome([body]) == refusal
+        assert outcome([body[i : i + 1] for i in range(len(body))]) == refusal
+
+
+def test_a_file_name_with_semicolons_is_taken_within_reason() -> None:
+    """They are what its parser takes long for."""
+    named = b'Content-Disposition: form-data; name="file"; filename="%s"'
+    assert found([form((named % (b";" * (MAX_SEMICOLONS - 2)), b""), (MODEL, b"m"))])[0] == "m"
+    with pytest.raises(ProxyError, match=f"more than {MAX_SEMICOLONS} semicolons"):
+        found([form((named % (b";" * (MAX_SEMICOLONS - 1)), b""), (MODEL, b"m"))])
+    with pytest.raises(ProxyError, match=f"more than {MAX_SEMICOLONS} semicolons"):
+        ModelFinder(CONTENT_TYPE + b";" * MAX_SEMICOLONS)
+
+
+SEMICOLONS = b'--b\r\nContent-Disposition: form-data; name="f%s\r\n\r\n\r\n' % (b";" * 4000)
+
+
+@pytest.mark.parametrize(
+    "unit",
+    [b"--b\r\nA: b\r\n\r\n\r\n", b"--b\r\n\r\n\r\n", SEMICOLONS, b"--b\r\n\r\n" + b"\r\n--bX" * 22_000],
+    ids=["small", "without headers", "semicolons", "nearly delimiters"],
+)
+def test_no_form_takes_long_to_refuse(unit: bytes) -> None:
+    """The processor time of this thread for what may come in one read: the least of three, as garbage may come due."""
+    hostile = unit * (131_072 // len(unit) + 1)
+    took_s = []
+    for _ in range(3):
+        finder = ModelFinder(b"multipart/form-data; boundary=b")
+        began_s = time.thread_time()
+        with pytest.raises(ProxyError):
+            finder.feed(hostile)
+        took_s.append(time.thread_time() - began_s)
+    assert min(took_s) < 0.006
 
 
 def test_a_model_of_the_largest_size_is_taken() -> None:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.core.patterns import PatternTable
+from proxy.core.patterns import PatternTable, is_pattern
 
 
 @pytest.mark.parametrize(
@@ -78,3 +78,21 @@ def test_no_name_makes_a_pattern_slow() -> None:
     began_s = time.process_time()
     assert table.match("a" * 20_000) is None
     assert time.process_time() - began_s < 2
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [("gpt-4o", False), ("", False), ("a[b]", False), ("a!.+", False), ("*", True), ("gpt-?", True), ("a*b", True)],
+)
+def test_a_pattern_is_what_stands_for_other_names(text: str, answer: bool) -> None:
+    assert is_pattern(text) is answer
+
+
+@given(st.text("ab[]!-.^$\\*?", max_size=8))
+def test_what_is_no_pattern_stands_for_itself_alone(text: str) -> None:
+    table = PatternTable([text])
+    assert is_pattern(text) or [name for name in ("a", "b", "ab", text) if table.match(name)] in (
+        [text],
+        [text] * 2,
+        [],
+    )

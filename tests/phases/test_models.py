@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 from typing import TYPE_CHECKING, Any
 
@@ -17,10 +19,11 @@ from proxy.tasks import BackgroundTasks
 from tests.fakes.answering import AnsweringUpstream, response
 from tests.fakes.arrived import arrived, principal
 from tests.fakes.client import RecordingClient
-from tests.fakes.raw_upstream import RawUpstream
+from tests.fakes.raw_upstream import FullListener, RawUpstream
 from tests.fakes.refusals import Row, assert_refused
 from tests.fakes.running import KEY, UPSTREAM_KEY, running, upstream_config
 from tests.fakes.stage import stage
+from tests.fakes.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -40,6 +43,24 @@ def listed(_: bytes) -> bytes:
 def planned(*models: str) -> dict[str, Any]:
     key = KeyConfig(id="team-a", secret=Secret(KEY), plan="p")
     return {"plans": {"p": PlanConfig(models=models)}, "keys": (key,)}
+
+
+class HoldingUpstream(AnsweringUpstream):
+    """Answers nobody before `released` is set."""
+
+    def __init__(self) -> None:
+        super().__init__(listed)
+        self.released = asyncio.Event()
+
+    async def _request(self, reader: asyncio.StreamReader) -> bytes:
+        request = await super()._request(reader)
+        await self.released.wait()
+        return request
+
+
+def age(catalogue: Catalogue) -> None:
+    """What is known becomes so old that it is asked for again."""
+    catalogue._kept = {name: (at - 100.0, kept) for name, (at, kept) in catalogue._kept.items()}
 
 
 async def names(client: RecordingClient) -> list[str]:
@@ -137,13 +158,15 @@ async def test_an_upstream_that_fails_costs_its_part_of_the_list(failure: bytes)
             assert (await proxy.exchange(2))["outcome"] == "ok"
 
 
-async def test_a_list_that_was_good_outlives_a_failure() -> None:
+@pytest.mark.parametrize("failure", FAILURES.values(), ids=FAILURES)
+async def test_a_list_that_was_good_outlives_a_failure(failure: bytes) -> None:
     async with stage(listed, models={"gpt-*": ModelConfig()}) as (upstream, proxy, client):
         assert await names(client) == ["gpt-4o", "gpt-4o-mini"]
-        catalogue = proxy.worker.app.pipeline._catalogue
-        catalogue._kept = {name: (at - 100.0, kept) for name, (at, kept) in catalogue._kept.items()}
-        upstream.answer = lambda _: b""
+        age(proxy.worker.app.pipeline._catalogue)
+        upstream.answer = lambda _: failure
         assert await names(client) == ["gpt-4o", "gpt-4o-mini"]
+        assert await names(client) == ["gpt-4o", "gpt-4o-mini"]
+        assert len(upstream.requests) == 2, "a failure too is good for a while"
 
 
 async def test_a_list_that_comes_too_slowly_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -152,11 +175,89 @@ async def test_a_list_that_comes_too_slowly_is_not_waited_for(monkeypatch: pytes
     with RawUpstream() as upstream:
         url = f"http://127.0.0.1:{upstream.port}"
         async with running(url, models=models) as proxy, await RecordingClient.connect(proxy.port) as client:
+            for begun in (b"", b"HTTP/1.1 200 OK\r\n", b'HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n{"data":['):
+                age(proxy.worker.app.pipeline._catalogue)
+                client.send("GET", "/v1/models")
+                peer = await upstream.accept()
+                await peer.answer(begun)
+                assert [model["id"] for model in (await client.answer()).json["data"]] == ["mine"]
+                await peer.ended()
+
+
+async def test_connecting_is_part_of_what_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(models_phase, "_PATIENCE_S", 0.1)
+    with FullListener() as upstream:
+        up = {"up": upstream_config(f"http://127.0.0.1:{upstream.port}", timeouts=TimeoutsConfig(connect=600.0))}
+        models = {"gpt-*": ModelConfig(), "mine": ModelConfig()}
+        async with running(up, models=models) as proxy, await RecordingClient.connect(proxy.port) as client:
+            assert await asyncio.wait_for(names(client), 5) == ["mine"]
+
+
+async def test_a_slow_upstream_keeps_what_it_said_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with HoldingUpstream() as upstream:
+        upstream.released.set()
+        async with (
+            running(upstream.url, models={"gpt-*": ModelConfig()}) as proxy,
+            await RecordingClient.connect(proxy.port) as client,
+        ):
+            assert await names(client) == ["gpt-4o", "gpt-4o-mini"]
+            age(proxy.worker.app.pipeline._catalogue)
+            upstream.released.clear()
+            monkeypatch.setattr(models_phase, "_PATIENCE_S", 0.1)
+            assert await names(client) == ["gpt-4o", "gpt-4o-mini"]
+            assert len(upstream.requests) == 2
+
+
+async def test_many_who_ask_at_once_make_one_question() -> None:
+    async with HoldingUpstream() as upstream, running(upstream.url) as proxy, contextlib.AsyncExitStack() as stack:
+        clients = [await stack.enter_async_context(await RecordingClient.connect(proxy.port)) for _ in range(50)]
+        asking = [asyncio.ensure_future(names(client)) for client in clients]
+        await until(lambda: proxy.worker.app.pipeline.in_flight == 50 and upstream.requests, "all of them wait")
+        upstream.released.set()
+        assert await asyncio.gather(*asking) == [sorted(LISTED)] * 50
+        assert len(upstream.requests) == 1
+
+
+async def test_who_leaves_takes_the_list_from_nobody() -> None:
+    """Neither from one who waits for the same answer, nor from one who comes later."""
+    async with (
+        HoldingUpstream() as upstream,
+        running(upstream.url) as proxy,
+        await RecordingClient.connect(proxy.port) as leaving,
+        await RecordingClient.connect(proxy.port) as staying,
+    ):
+        pipeline = proxy.worker.app.pipeline
+        leaving.send("GET", "/v1/models")
+        await until(lambda: upstream.requests, "the upstream is asked")
+        await leaving.reset()
+        await until(lambda: pipeline.in_flight == 0, "the first is gone")
+        staying.send("GET", "/v1/models")
+        await until(lambda: pipeline.in_flight == 1, "the second waits")
+        upstream.released.set()
+        assert [model["id"] for model in (await staying.answer()).json["data"]] == sorted(LISTED)
+        assert len(upstream.requests) == 1
+        assert (await proxy.exchange(1))["outcome"] == "client_gone"
+
+
+async def test_upstreams_are_asked_at_the_same_time() -> None:
+    async with HoldingUpstream() as first, HoldingUpstream() as second:
+        upstreams = {"first": upstream_config(first.url), "second": upstream_config(second.url)}
+        models = {
+            "gpt-*": ModelConfig(routes=(RouteConfig(upstream="first"),)),
+            "o1*": ModelConfig(routes=(RouteConfig(upstream="second"),)),
+        }
+        async with running(upstreams, models=models) as proxy, await RecordingClient.connect(proxy.port) as client:
             client.send("GET", "/v1/models")
-            peer = await upstream.accept()
-            await peer.answer(b'HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n{"data":[')
-            assert [model["id"] for model in (await client.answer()).json["data"]] == ["mine"]
-            await peer.ended()
+            await until(lambda: first.requests and second.requests, "both are asked before either answered")
+            first.released.set()
+            second.released.set()
+            assert [model["id"] for model in (await client.answer()).json["data"]] == ["gpt-4o", "gpt-4o-mini", "o1"]
+
+
+async def test_a_bracket_in_a_name_is_no_pattern() -> None:
+    async with stage(listed, models={"llama[8b]": ModelConfig()}) as (upstream, _, client):
+        assert await names(client) == ["llama[8b]"]
+        assert upstream.requests == []
 
 
 async def test_names_an_upstream_lists_but_does_not_serve_are_not_shown() -> None:

@@ -31,13 +31,9 @@ class Line:
         self.level = ""
         self.fields: dict[str, Any] = {}
 
-    def info(self, event: str, **fields: Any) -> None:
+    def _proxy_to_logger(self, level: str, event: str, **fields: Any) -> None:
         assert not self.fields, "a second line"
-        self.level, self.fields = "info", {"event": event, **fields}
-
-    def warning(self, event: str, **fields: Any) -> None:
-        self.info(event, **fields)
-        self.level = "warning"
+        self.level, self.fields = level, {"event": event, **fields}
 
 
 def answered(status: int) -> Any:

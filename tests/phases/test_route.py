@@ -189,10 +189,11 @@ def test_an_inflated_body_goes_up_without_its_encoding() -> None:
 
 
 async def test_a_renamed_model_changes_its_value_and_nothing_else() -> None:
+    asked = admitted(model_span=(11, 18))
     by = router({"as*": ModelRoute(upstream(), "org/r\u00e9al")})
-    assert await body_of(routed(by=by)) == '{ "model" :"org/r\u00e9al", "n":1.0 }'.encode()
+    assert await body_of(routed(admission=asked, by=by)) == '{ "model" :"org/r\u00e9al", "n":1.0 }'.encode()
     same = router({"as*": ModelRoute(upstream(), "asked")})
-    assert await body_of(routed(by=same)) == BODY
+    assert await body_of(routed(admission=asked, by=same)) == BODY
 
 
 async def test_a_renamed_model_in_an_upload_changes_its_length_too() -> None:

@@ -56,6 +56,8 @@ BODIES: list[tuple[str, bytes, Row]] = [
     ("deep lists", b'{"model":"m",' + PROMPT + b',"a":' + b"[" * DEEP + b"]" * DEEP + b"}", BAD),
     ("deep objects", b'{"model":"m","a":' + b'{"a":' * DEEP + b"1" + b"}" * DEEP + b"}", BAD),
     ("deep and never closed", b'{"model":"m","a":' + b"[" * DEEP, BAD),
+    ("too many members", b'{"model":"m",' + PROMPT + b',"a":1' * 20_000 + b"}", BAD),
+    ("far too many members", b'{"model":"m",' + PROMPT + b',"a":1' * 400_000 + b"}", BAD),
     ("model twice", b'{"model":"m","model":"n",' + PROMPT + b"}", Row(400, param="model")),
     ("model twice, escaped", rb'{"model":"m","mod\u0065l":"n",' + PROMPT + b"}", Row(400, param="model")),
     ("model in capitals", b'{"model":"m","MODEL":"n",' + PROMPT + b"}", Row(400, param="model")),
@@ -189,7 +191,8 @@ async def test_a_body_that_stops_is_given_up_in_time(framing: str, part: bytes) 
 
 
 UPLOAD = "/v1/audio/transcriptions"
-FORM = ("Content-Type: multipart/form-data; boundary=b", "Transfer-Encoding: chunked")
+FORM_TYPE = ("Content-Type", "multipart/form-data; boundary=b")
+FORM = (": ".join(FORM_TYPE), "Transfer-Encoding: chunked")
 MODEL_PART = b'--b\r\nContent-Disposition: form-data; name="model"\r\n\r\nwhisper\r\n--b\r\n'
 
 
@@ -200,6 +203,45 @@ async def test_an_upload_that_stops_is_given_up_in_time() -> None:
         await assert_serves(proxy, upstream)
         assert (await proxy.exchange())["phase"] == "forward"
         assert len(upstream.requests) == 1, "the upstream took half an upload for a whole one"
+
+
+SMALL_PART = b'--b\r\nContent-Disposition: form-data; name="x"\r\n\r\n\r\n'
+
+
+async def test_an_upload_of_many_small_parts_is_refused_before_and_after_its_model() -> None:
+    async with limited() as (upstream, proxy, client):
+        answer = await client.ask("POST", UPLOAD, SMALL_PART * 2000, headers=(FORM_TYPE,))
+        assert_refused(answer, BAD)
+        assert upstream.requests == []
+        answer = await client.ask("POST", UPLOAD, MODEL_PART[:-5] + SMALL_PART * 2000, headers=(FORM_TYPE,))
+        assert_refused(answer, BAD)
+        await assert_serves(proxy, upstream)
+        assert not any(b"whisper" in request and request.endswith(b"--b--\r\n") for request in upstream.requests)
+
+
+URLENCODED = "application/x-www-form-urlencoded"
+
+
+@pytest.mark.parametrize("content_type", ["audio/wav", "text/plain", URLENCODED])
+async def test_an_inference_request_of_another_type_is_told_what_to_send(content_type: str) -> None:
+    async with stage() as (upstream, proxy, client):
+        for path in (UPLOAD, "/v1/moderations", "/v1/images/generations"):
+            answer = await client.ask("POST", path, f"model={MARK}".encode(), headers=(("Content-Type", content_type),))
+            assert_refused(answer, BAD)
+            assert "application/json or multipart/form-data" in answer.error["message"]
+        assert upstream.requests == []
+        await assert_serves(proxy, upstream, client)
+    assert_not_logged(proxy)
+
+
+async def test_two_content_types_are_one_too_many() -> None:
+    async with stage() as (upstream, proxy, client):
+        body = b'{"model":"m"}'
+        types = ("Content-Type: application/json", f"Content-Type: {URLENCODED}", f"Content-Length: {len(body)}")
+        client.writer.write(head(*types, path="/v1/moderations") + body)
+        assert (await client.answer()).status == 400
+        assert upstream.requests == []
+        await assert_serves(proxy, upstream)
 
 
 BROKEN = {

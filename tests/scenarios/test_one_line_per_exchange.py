@@ -129,7 +129,9 @@ async def test_every_kind_of_exchange_leaves_its_line_and_its_count() -> None:
             ids.append(got.header("x-sluice-id"))
             line = await proxy.exchange(count)
             assert (line["status"], line["outcome"], line["phase"], line.get("blame")) == case.line, name
-            assert line["level"] == ("warning" if case.line[0] >= 500 else "info"), name
+            assert line["level"] == (
+                "warning" if case.line[0] >= 500 or case.line[3] in ("upstream", "sluice") else "info"
+            ), name
             assert line["method"] == case.method
             assert line["sent_bytes"] == len(got.body), name
             # neither of these is an exchange

@@ -144,14 +144,14 @@ async def test_stateful_endpoints_pass_where_the_plan_says_so() -> None:
 GLOBBED = [
     (("/files*",), "GET", "/v1/files/f-1/content", 200),
     (("/files*",), "GET", "/files?a=1", 200),
-    (("files/*",), "GET", "/v1/files/f-1", 200),
-    (("files/*",), "GET", "/v1/files", 403),
+    (("/files/*",), "GET", "/v1/files/f-1", 200),
+    (("/files/*",), "GET", "/v1/files", 403),
     (("/files*",), "GET", "/v1/batches", 403),
     (("/files*",), "POST", CHAT, 403),
     (("/chat/*",), "POST", CHAT, 200),
     (("/chat/*",), "POST", "/v1/embeddings", 403),
     (("stateful",), "POST", CHAT, 403),
-    (("embeddings",), "POST", "/openai/v1/embeddings", 200),
+    (("/embeddings",), "POST", "/openai/v1/embeddings", 200),
 ]
 
 

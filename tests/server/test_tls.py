@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, NamedTuple
 import pytest
 import trustme
 
-from proxy.config.settings import ServerTlsConfig
+from proxy.config.settings import KeyConfig, PlanConfig, ServerTlsConfig
+from proxy.config.values import Secret
 from proxy.server import tls
 from tests.fakes.client import RecordingClient
 from tests.fakes.raw_client import RawClient
 from tests.fakes.raw_upstream import RawUpstream
-from tests.fakes.running import Running, running
+from tests.fakes.running import KEY, Running, running
 from tests.fakes.waiting import until
 
 if TYPE_CHECKING:
@@ -49,7 +50,12 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
 @pytest.fixture
 async def proxied(certificates: Certificates) -> AsyncIterator[tuple[Running, RawUpstream]]:
     with RawUpstream() as upstream:
-        async with running(f"http://127.0.0.1:{upstream.port}/v1", server={"tls": certificates.config}) as proxy:
+        async with running(
+            f"http://127.0.0.1:{upstream.port}/v1",
+            server={"tls": certificates.config},
+            plans={"files": PlanConfig(endpoints=("/files",))},
+            keys=(KeyConfig(id="team-a", secret=Secret(KEY), plan="files"),),
+        ) as proxy:
             yield proxy, upstream
 
 
@@ -60,7 +66,7 @@ async def test_long_bodies_pass_whole_in_both_directions(
     proxy, upstream = proxied
     up, down = os.urandom(5 * MIB), os.urandom(5 * MIB)
     client = await RecordingClient.connect(proxy.port, certificates.client, receive_buffer=8192)
-    client.send("POST", "/v1/audio/speech", up, headers=(("Content-Type", "application/octet-stream"),))
+    client.send("POST", "/v1/files", up, headers=(("Content-Type", "application/octet-stream"),))
     peer = await upstream.accept()
     request = await peer.request()
     assert request.endswith(up)

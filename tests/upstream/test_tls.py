@@ -52,8 +52,7 @@ def decrypted(client: TlsSession) -> bytes:
 def test_data_of_many_records_crosses_both_ways(connected: tuple[TlsSession, Server]) -> None:
     client, server = connected
     data = bytes(range(256)) * 400
-    client.encrypt(data)
-    server.incoming.write(client.to_send())
+    server.incoming.write(client.encrypt(data))
     assert client.to_send() == b""
     received = b""
     while len(received) < len(data):
