@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
 import os
 import shlex
@@ -17,6 +18,7 @@ from prometheus_client import CollectorRegistry
 
 from proxy.config.file import state_directory, wants_simulator, without_file
 from proxy.config.warnings import warnings
+from proxy.core.patterns import PatternTable, is_pattern
 from proxy.simulator.server import MODEL_HELP, Simulator
 from proxy.supervisor import Worker, listener
 from proxy.telemetry.logs import LogWriter, configure
@@ -99,16 +101,28 @@ def _served(worker: Worker, key: str | None) -> Served:
     config = worker.config
     scheme = "https" if config.server.tls.certificate is not None else "http"
     upstreams = [(name, upstream.base_url) for name, upstream in config.upstreams.items()]
-    exact = [name for name in config.models if not set("*?[") & set(name)]
-    model = exact[0] if exact else ("sim" if "simulator" in config.upstreams else "gpt-4o-mini")
     return Served(
         base_url=f"{scheme}://{_host(config.server.host)}:{worker.port}/v1",
         ops_url=f"http://{_host(config.ops.host)}:{worker.ops_port}",
         upstreams=upstreams,
         warnings=warnings(config),
         key=key,
-        model=model,
+        model=_suggested_model(config),
     )
+
+
+def _suggested_model(config: Config) -> str:
+    """A name that is configured, or a usual one that is served; else a gap to fill, with the patterns it must match.
+
+    The names behind a pattern are the upstream's. One we made up would be refused there, in words that do not help.
+    """
+    exact = next((name for name in config.models if not is_pattern(name)), None)
+    if exact is not None:
+        return exact
+    usual = "sim" if "simulator" in config.upstreams else "gpt-4o-mini"
+    if not config.models or PatternTable(config.models).match(usual) is not None:
+        return usual
+    return f"MODEL ({', '.join(itertools.islice(config.models, 3))})"
 
 
 def _host(host: str) -> str:

@@ -23,7 +23,7 @@ class PatternTable:
 
     def __init__(self, patterns: Iterable[str]) -> None:
         given = list(dict.fromkeys(patterns))
-        self._exact = frozenset(pattern for pattern in given if not _wildcards(pattern))
+        self._exact = frozenset(pattern for pattern in given if not is_pattern(pattern))
         globs = sorted((pattern for pattern in given if pattern not in self._exact), key=_specificity)
         self._globs = [(pattern, _compile(pattern)) for pattern in globs]
         self._remembered = functools.lru_cache(_CACHED_NAMES)(self._match_globs)
@@ -44,6 +44,11 @@ class PatternTable:
             if compiled.match(name) is not None:
                 return pattern
         return None
+
+
+def is_pattern(text: str) -> bool:
+    """Whether `text` stands for other names than itself: it holds a wildcard."""
+    return _wildcards(text) > 0
 
 
 def _wildcards(pattern: str) -> int:

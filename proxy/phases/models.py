@@ -7,6 +7,7 @@ at most once a minute; an upstream that does not answer costs its part of the li
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import unquote
@@ -26,9 +27,8 @@ if TYPE_CHECKING:
     from proxy.tasks import BackgroundTasks
 
 _KEPT_S: Final = 60.0
-_PATIENCE_S: Final = 5.0
+_PATIENCE_S: Final = 5.0  # connecting, head and body together
 _MAX_LIST_BYTES: Final = 4 * 1024 * 1024  # OpenRouter's list, the longest known, is about half a megabyte
-_WILD: Final = frozenset("*?[")
 
 
 class _Listed(msgspec.Struct):
@@ -42,13 +42,14 @@ class _Listing(msgspec.Struct):
 
 
 class Catalogue:
-    """Which models there are."""
+    """Which models there are. One task at a time asks an upstream; its answer is for all who wait and who come soon."""
 
     def __init__(self, router: Router, tasks: BackgroundTasks, clock: Callable[[], float] = time.monotonic) -> None:
         self._router = router
         self._tasks = tasks
         self._clock = clock
-        self._kept: dict[str, tuple[float, list[_Listed]]] = {}
+        self._kept: dict[Upstream, tuple[float, list[_Listed]]] = {}
+        self._asking: dict[Upstream, asyncio.Task[None]] = {}
 
     async def answer(self, exchange: Exchange, principal: Principal) -> bytes:
         """The list, or one model of it. Raises `ProxyError` 404 for a model this key may not use."""
@@ -64,47 +65,64 @@ class Catalogue:
         return msgspec.json.encode({"object": "list", "data": models})
 
     async def _all(self) -> list[dict[str, Any]]:
-        routes = self._router.routes
-        found = {name: _shape(_Listed(name)) for name in routes if not _WILD & set(name)}
-        asked = {route.upstream.name: route.upstream for name, route in routes.items() if _WILD & set(name)}
-        if not routes:
-            asked = {self._router.default.name: self._router.default}
-        for upstream in asked.values():
-            for model in await self._of(upstream):
+        names, upstreams = self._router.known()
+        found = {name: _shape(_Listed(name)) for name in names}
+        if asking := [self._ask(upstream) for upstream in upstreams if not self._is_fresh(upstream)]:
+            await asyncio.wait(asking)  # which leaves them alone when the client of this exchange leaves
+        for upstream in upstreams:
+            for model in self._known(upstream):
                 target = self._router.find(model.id)
                 if target is not None and target[1].upstream is upstream:
                     found.setdefault(model.id, _shape(model))
         return sorted(found.values(), key=lambda model: str(model["id"]))
 
-    async def _of(self, upstream: Upstream) -> list[_Listed]:
-        kept = self._kept.get(upstream.name)
-        if kept is not None and self._clock() - kept[0] < _KEPT_S:
-            return kept[1]
-        try:
-            listed = await self._ask(upstream)
-        except errors.ProxyError:
-            listed = kept[1] if kept is not None else []
-        self._kept[upstream.name] = (self._clock(), listed)
-        return listed
+    def _is_fresh(self, upstream: Upstream) -> bool:
+        kept = self._kept.get(upstream)
+        return kept is not None and self._clock() - kept[0] < _KEPT_S
 
-    async def _ask(self, upstream: Upstream) -> list[_Listed]:
+    def _known(self, upstream: Upstream) -> list[_Listed]:
+        """What it last said, however long ago."""
+        kept = self._kept.get(upstream)
+        return [] if kept is None else kept[1]
+
+    def _ask(self, upstream: Upstream) -> asyncio.Task[None]:
+        """The task that asks this upstream: the one that runs, or a new one, which has `_PATIENCE_S` for everything."""
+        task = self._asking.get(upstream)
+        if task is None or task.done():
+            task = self._asking[upstream] = self._tasks.start(self._refresh(upstream), f"models of {upstream.name}")
+            timer = asyncio.get_running_loop().call_later(_PATIENCE_S, task.cancel)
+            task.add_done_callback(lambda _: timer.cancel())
+        return task
+
+    async def _refresh(self, upstream: Upstream) -> None:
+        """Keep what the upstream lists; where that fails or is cancelled, what it listed before, as if it were new."""
+        listed = self._known(upstream)
+        try:
+            with contextlib.suppress(errors.ProxyError):
+                listed = await self._fetch(upstream)
+        finally:
+            self._kept[upstream] = (self._clock(), listed)
+
+    async def _fetch(self, upstream: Upstream) -> list[_Listed]:
+        """Raises `ProxyError` for an upstream that does not answer, or not with a list."""
         headers = upstream.request_headers([(b"Accept", b"application/json")], b"1.1 sluice")
         request = UpstreamRequest(b"GET", upstream.target("/models", ""), headers)
-        stream = await attempt(upstream.pool, request, first_byte_s=_PATIENCE_S, tasks=self._tasks)
-        too_slow = errors.ProxyError(errors.UPSTREAM_TIMEOUT, "The upstream's list of models took too long.")
-        timer = asyncio.get_running_loop().call_later(_PATIENCE_S, stream.fail, too_slow)
+        stream = await attempt(upstream.pool, request, first_byte_s=None, tasks=self._tasks)
         try:
             body = bytearray()
             while len(body) <= _MAX_LIST_BYTES and (data := await stream.read()):
                 body += data
-            if stream.head.status != 200 or not stream.complete:
-                return []
-            return msgspec.json.decode(body, type=_Listing).data
-        except msgspec.MsgspecError:
-            return []  # a server with another idea of a list: then only configured names are shown
+            if stream.head.status == 200 and stream.complete:
+                return msgspec.json.decode(body, type=_Listing).data
+        except msgspec.MsgspecError as error:
+            raise _not_a_list() from error  # a server with another idea of a list
         finally:
-            timer.cancel()
             stream.close()
+        raise _not_a_list()
+
+
+def _not_a_list() -> errors.ProxyError:
+    return errors.ProxyError(errors.UPSTREAM_PROTOCOL_ERROR, "The upstream did not answer with a list of models.")
 
 
 def _shape(model: _Listed) -> dict[str, Any]:

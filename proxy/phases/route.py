@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 from urllib.parse import parse_qsl, quote, urlencode
 
 from proxy.core import headers
+from proxy.core.patterns import is_pattern
 from proxy.phases.admit import model_not_found
 from proxy.phases.authenticate import CREDENTIAL_HEADERS, digest_of, secret_of
 from proxy.phases.exchange import Treatment
@@ -107,15 +108,23 @@ class Router:
 
     def __init__(self, default: Upstream, patterns: PatternTable, routes: Mapping[str, ModelRoute]) -> None:
         self.default = default
-        self.patterns = patterns
-        self.routes = dict(routes)
+        self._patterns = patterns
+        self._routes = dict(routes)
 
     def find(self, model: str) -> tuple[str, ModelRoute] | None:
         """The pattern that `model` matches and its route; None for an unknown model."""
-        if not self.routes:
+        if not self._routes:
             return "*", ModelRoute(self.default)
-        pattern = self.patterns.match(model)
-        return None if pattern is None else (pattern, self.routes[pattern])
+        pattern = self._patterns.match(model)
+        return None if pattern is None else (pattern, self._routes[pattern])
+
+    def known(self) -> tuple[list[str], list[Upstream]]:
+        """The names that are configured, and the upstreams behind patterns: they alone know theirs."""
+        if not self._routes:
+            return [], [self.default]
+        names = [name for name in self._routes if not is_pattern(name)]
+        behind = dict.fromkeys(route.upstream for pattern, route in self._routes.items() if is_pattern(pattern))
+        return names, list(behind)
 
 
 @dataclass(frozen=True, slots=True)

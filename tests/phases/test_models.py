@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from proxy.config.settings import KeyConfig, ModelConfig, PlanConfig, RouteConfig
+from proxy.config.settings import KeyConfig, ModelConfig, PlanConfig, RouteConfig, TimeoutsConfig
 from proxy.config.values import Secret
 from proxy.core.patterns import PatternTable
 from proxy.phases import models as models_phase
@@ -46,11 +46,15 @@ def planned(*models: str) -> dict[str, Any]:
 
 
 class HoldingUpstream(AnsweringUpstream):
-    """Answers nobody before `released` is set."""
+    """Answers nobody before `released` is set, or the test is over."""
 
     def __init__(self) -> None:
         super().__init__(listed)
         self.released = asyncio.Event()
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        self.released.set()
+        await super().__aexit__(*exc_info)
 
     async def _request(self, reader: asyncio.StreamReader) -> bytes:
         request = await super()._request(reader)
@@ -160,13 +164,16 @@ async def test_an_upstream_that_fails_costs_its_part_of_the_list(failure: bytes)
 
 @pytest.mark.parametrize("failure", FAILURES.values(), ids=FAILURES)
 async def test_a_list_that_was_good_outlives_a_failure(failure: bytes) -> None:
-    async with stage(listed, models={"gpt-*": ModelConfig()}) as (upstream, proxy, client):
+    answers = [listing(*LISTED)]
+    async with stage(lambda _: answers[-1], models={"gpt-*": ModelConfig()}) as (upstream, proxy, client):
         assert await names(client) == ["gpt-4o", "gpt-4o-mini"]
         age(proxy.worker.app.pipeline._catalogue)
-        upstream.answer = lambda _: failure
+        answers.append(failure)
         assert await names(client) == ["gpt-4o", "gpt-4o-mini"]
+        asked = len(upstream.requests)
+        assert asked > 1
         assert await names(client) == ["gpt-4o", "gpt-4o-mini"]
-        assert len(upstream.requests) == 2, "a failure too is good for a while"
+        assert len(upstream.requests) == asked, "it is left alone for a while"
 
 
 async def test_a_list_that_comes_too_slowly_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
