@@ -94,7 +94,8 @@ def _cause(error: BaseException) -> str:
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"certificate: {error.verify_message}"
     if isinstance(error, ssl.SSLError):
-        return f"TLS: {error.reason or type(error).__name__}"
+        reason = getattr(error, "reason", None)  # one that Python code raised has none
+        return f"TLS: {reason or type(error).__name__}"
     if isinstance(error, OSError) and error.errno is not None:
         return f"{errno.errorcode.get(error.errno, error.errno)}: {os.strerror(error.errno)}"
     return _cause(error.__cause__) if error.__cause__ is not None else type(error).__name__

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -138,3 +139,19 @@ def test_what_never_happened_is_not_counted() -> None:
     assert "sluice_duration_seconds_count" in counted
     assert counted.isdisjoint({"sluice_overhead_seconds_count", "sluice_time_to_first_byte_seconds_count"})
     assert "sluice_aborts_total" not in counted
+
+
+@pytest.mark.parametrize(
+    ("cause", "said"),
+    [
+        (ConnectionRefusedError(111, "Connect call failed ('10.0.0.1', 443)"), "ECONNREFUSED: Connection refused"),
+        (ssl.SSLEOFError("raised by hand"), "TLS: SSLEOFError"),
+        (ValueError("may quote anything"), "ValueError"),
+    ],
+)
+def test_why_an_upstream_failed_is_said_without_what_others_wrote(cause: Exception, said: str) -> None:
+    error = errors.ProxyError(errors.UPSTREAM_UNREACHABLE, "Could not connect to the upstream.")
+    error.__cause__ = cause
+    line, _ = recorded(Findings(error=error))
+    assert line.fields["cause"] == said
+    assert line.level == "warning"
