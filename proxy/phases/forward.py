@@ -93,7 +93,7 @@ async def _judge(
         # events inside a coding nobody asked for cannot be told apart: they pass as they are
         return (AnswerKind.OPAQUE if encoded else AnswerKind.EVENTS), b""
     asked = admission.streamed and exchange.endpoint.treatment is Treatment.METERED
-    if not asked or status == 204 or encoded:
+    if not asked or encoded:
         return AnswerKind.OPAQUE, b""
     first = b"" if content_type in _NOT_SSE else await _first_bytes(watchdog)
     if not _SSE_FIELD.match(first):

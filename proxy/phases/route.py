@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 from urllib.parse import parse_qsl, quote, urlencode
 
 from proxy.core import headers
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from proxy.phases.admit import Admission
     from proxy.phases.exchange import Exchange
     from proxy.upstream.pool import UpstreamPool
-
-_BODILESS: Final = frozenset({"GET", "HEAD", "DELETE", "OPTIONS"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +180,7 @@ def _body(
         body = admission.body_naming(rename)
     if admission.rest is None:
         return body, None
-    if exchange.body.is_empty and not body and exchange.method in _BODILESS:
+    if exchange.body.is_empty and not body:
         return b"", None
     announced = exchange.body.content_length
     length = None if announced is None else announced + len(body) - len(admission.body)
