@@ -32,6 +32,7 @@ Ratio = Annotated[float, Meta(ge=0, le=1)]
 Share = Annotated[float, Meta(ge=0, le=1_000_000)]
 Usd = Annotated[float, Meta(ge=0, le=1_000_000)]
 Duration = Annotated[float, Meta(gt=0, le=_YEAR_S, extra=_UNIT, extra_json_schema=_WORDS)]
+Retention = Annotated[float, Meta(ge=3600, le=100 * _YEAR_S, extra=_UNIT, extra_json_schema=_WORDS)]
 Pause = Annotated[float, Meta(ge=0, le=_YEAR_S, extra=_UNIT, extra_json_schema=_WORDS)]
 Host = Annotated[str, Meta(pattern=r"^[A-Za-z0-9._:%-]{1,255}$", extra=_HOST)]
 Filename = Annotated[str, Meta(min_length=1, max_length=4096)]
@@ -96,6 +97,9 @@ class LedgerConfig(_Settings, frozen=True):
     url: Annotated[SecretUrl, Meta(description="sqlite:///FILE or postgresql://USER@HOST/DATABASE")] = field(
         default_factory=lambda: SecretUrl("sqlite:///sluice.db")
     )
+    keep: Annotated[
+        Retention | None, Meta(description="exchanges older than this are deleted; null: they are kept for ever")
+    ] = None
 
 
 class TimeoutsConfig(_Settings, frozen=True):
@@ -158,18 +162,26 @@ class PriceConfig(_Settings, frozen=True):
 
     input: Annotated[Usd, Meta(description="prompt tokens")] = 0.0
     cached_input: Annotated[Usd | None, Meta(description="prompt tokens from a cache; null: as input")] = None
-    output: Annotated[Usd, Meta(description="completion tokens")] = 0.0
+    cache_write: Annotated[Usd | None, Meta(description="prompt tokens put into a cache; null: as input")] = None
+    audio_input: Annotated[Usd | None, Meta(description="prompt tokens of audio; null: as input")] = None
+    image_input: Annotated[Usd | None, Meta(description="prompt tokens of images; null: as input")] = None
+    output: Annotated[Usd, Meta(description="completion tokens, reasoning included")] = 0.0
+    audio_output: Annotated[Usd | None, Meta(description="completion tokens of audio; null: as output")] = None
+    audio_minute: Annotated[Usd, Meta(description="a minute of audio, where it is charged by duration; USD")] = 0.0
 
 
 class ModelConfig(_Settings, frozen=True):
     """How a model, or all that match a pattern, is served."""
 
     routes: Annotated[tuple[RouteConfig, ...], Meta(description="who serves it; none: the first upstream")] = ()
-    price: Annotated[PriceConfig | None, Meta(description="USD per million tokens; null: free")] = None
+    price: Annotated[
+        PriceConfig | None, Meta(description="USD per million tokens; null: as in the bundled table, else free")
+    ] = None
     max_output_tokens: Annotated[Count, Meta(description="reserved when the request names no maximum")] = 16384
     encoding: Annotated[
-        Literal["o200k_base", "cl100k_base"], Meta(description="tokenizer that counts where the upstream does not")
-    ] = "o200k_base"
+        Literal["o200k_base", "cl100k_base"] | None,
+        Meta(description="tokenizer that counts where the upstream does not; null: by the model's name"),
+    ] = None
 
 
 class PlanConfig(_Settings, frozen=True):

@@ -64,6 +64,7 @@ CLIENT_STALLED = ErrorKind("client_stalled", 499, _INVALID, "client_stalled", Bl
 
 INTERNAL = ErrorKind("internal_error", 500, _SERVER, "internal_error", Blame.SLUICE)
 NO_UPSTREAM = ErrorKind("no_upstream", 503, _SERVER, "no_upstream", Blame.SLUICE)
+STORE_UNAVAILABLE = ErrorKind("store_unavailable", 503, _SERVER, "store_unavailable", Blame.SLUICE)
 DRAINING = ErrorKind("draining", 503, _SERVER, "draining", Blame.SLUICE)
 TOO_MANY_CONNECTIONS = ErrorKind("too_many_connections", 503, _SERVER, "too_many_connections", Blame.SLUICE)
 
