@@ -1,0 +1,106 @@
+"""The exact token counter, and counting without delaying the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import importlib.util
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, Final
+
+from proxy.core.tokens import CL100K, O200K, ApproximateCounter, batches
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from proxy.core.tokens import TokenCounter
+
+_LIBRARY: Final = "toktok"
+# What is counted at once: a call costs 15 µs, and this much of the text that is slowest to count 1.1 ms.
+AT_ONCE_CHARS: Final = 4096
+# Behind each batch. A thread whose next work is there already would keep the interpreter lock until it is asked for it,
+# which happens after 5 ms; a sleep of 0 would win it back before the loop's thread is awake.
+_REST_S: Final = 50e-6
+
+
+def installed() -> bool:
+    """Is the extra `tokenizers` installed? If not, `load` returns the approximate counter."""
+    return importlib.util.find_spec(_LIBRARY) is not None
+
+
+def load(encodings: Iterable[str]) -> TokenCounter:
+    """The best counter there is, with the tables of `encodings` and of o200k_base in memory.
+
+    Takes half a second for each encoding and holds the interpreter lock meanwhile: call it before serving. Raises
+    ImportError where the extra is installed but broken.
+    """
+    if not installed():
+        return ApproximateCounter()
+    return _ExactCounter(importlib.import_module(_LIBRARY), {O200K, *encodings} & {O200K, CL100K})
+
+
+class _ExactCounter:
+    """Counts with toktok-rs, whose counts are those of tiktoken.
+
+    Texts go to it in batches: it holds the interpreter lock while it takes texts over, 10 ms for 18 MB.
+    """
+
+    def __init__(self, library: Any, encodings: Iterable[str]) -> None:
+        self._count: Callable[..., list[int]] = library.batch_count
+        self._loaded = frozenset(encodings)
+        for encoding in self._loaded:
+            self._counts([""], encoding)
+
+    def count(self, texts: Sequence[str], encoding: str) -> int:
+        if encoding not in self._loaded:
+            encoding = O200K
+        return sum(sum(self._counts(batch, encoding)) for batch in batches(texts))
+
+    def _counts(self, batch: list[str], encoding: str) -> list[int]:
+        # threads=0 would start threads, which costs four times the call
+        try:
+            return self._count(batch, encoding, threads=1)
+        except UnicodeEncodeError:
+            return self._count([_whole(text) for text in batch], encoding, threads=1)
+
+
+def _whole(text: str) -> str:
+    """The text with its lone surrogates replaced by U+FFFD, and pairs that were written as halves joined."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+class BackgroundCounter:
+    """Counts without delaying the event loop: long texts in one thread of its own, batch by batch.
+
+    Tasks take turns with their batches, so a long text does not hold up short ones. Cancelling takes effect at once;
+    the batch that is being counted is then finished for nothing.
+    """
+
+    def __init__(self, counter: TokenCounter) -> None:
+        self._counter = counter
+        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="tokens")  # starts it when first needed
+        self._closed = False
+
+    async def count(self, texts: Sequence[str], encoding: str) -> int:
+        """The tokens of all `texts` (`TokenCounter.count`), long texts cut as by `batches`."""
+        if sum(map(len, texts)) <= AT_ONCE_CHARS:
+            return self._counter.count(texts, encoding)
+        loop = asyncio.get_running_loop()
+        tokens = 0
+        for batch in batches(texts):
+            if self._closed:
+                tokens += self._counter.count(batch, encoding)
+            else:
+                tokens += await loop.run_in_executor(self._executor, self._count_apart, batch, encoding)
+        return tokens
+
+    def close(self) -> None:
+        """End the thread once it has counted what it was given. Later counts are made in the caller."""
+        self._closed = True
+        self._executor.shutdown(wait=False)
+
+    def _count_apart(self, batch: list[str], encoding: str) -> int:
+        tokens = self._counter.count(batch, encoding)
+        time.sleep(_REST_S)
+        return tokens
