@@ -9,27 +9,25 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import click
 
 from proxy import __version__
+from proxy.commands import keys
+from proxy.commands.common import CONFIG_OPTION, fail, load, load_or_default
+from proxy.stores.base import LedgerProblem
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
-    from proxy.config.settings import Config
     from proxy.serving import Served
+    from proxy.stores.usage import Dimension
 
-_CONFIG_OPTION = click.option(
-    "--config",
-    "config_file",
-    type=click.Path(path_type=Path, dir_okay=False),
-    envvar="SLUICE_CONFIG",
-    help="The configuration file (YAML). Also SLUICE_CONFIG.",
-)
+_DIMENSIONS = ("key", "model", "day", "upstream", "endpoint", "outcome")
 _PORT = click.IntRange(0, 65535)
 _BASE_URL = "http://127.0.0.1:8080/v1"
 
@@ -44,7 +42,7 @@ def main() -> None:
 
 
 @main.command()
-@_CONFIG_OPTION
+@CONFIG_OPTION
 @click.option("--host", metavar="ADDRESS", help="Listen here instead of `server.host`.")
 @click.option("--port", type=_PORT, metavar="PORT", help="Listen here instead of `server.port`; 0 takes a free one.")
 def serve(config_file: Path | None, host: str | None, port: int | None) -> None:
@@ -55,7 +53,7 @@ def serve(config_file: Path | None, host: str | None, port: int | None) -> None:
     """
     from proxy import serving
 
-    chosen = None if config_file is None else _load(config_file)
+    chosen = None if config_file is None else load(config_file)
     overrides = {name: value for name, value in (("host", host), ("port", port)) if value is not None}
     _run(serving.serve(chosen, overrides, banner=_banner))
 
@@ -75,7 +73,7 @@ def demo(port: int, *, once: bool) -> None:
 
 
 @main.command("check-config")
-@_CONFIG_OPTION
+@CONFIG_OPTION
 @click.argument("file", required=False, type=click.Path(path_type=Path, dir_okay=False))
 def check_config(config_file: Path | None, file: Path | None) -> None:
     """Check a configuration, name every mistake.
@@ -88,7 +86,7 @@ def check_config(config_file: Path | None, file: Path | None) -> None:
     chosen = file or config_file
     if chosen is None:
         raise click.UsageError("name a configuration: sluice check-config FILE")
-    config = _load(chosen)
+    config = load(chosen)
     click.echo(effective(config), nl=False)
     for warning in warnings(config):
         click.echo(f"warning: {warning}", err=True)
@@ -125,7 +123,7 @@ def chat(message: str | None, model: str, base_url: str, key: str | None) -> Non
 
     Ctrl-C stops an answer, Ctrl-D ends. With MESSAGE, or with input from a pipe, one answer is printed.
     """
-    from proxy import terminal_chat
+    from proxy.commands.chat import run
 
     if not key:
         raise click.UsageError("no key: set SLUICE_API_KEY or give --key")
@@ -137,9 +135,63 @@ def chat(message: str | None, model: str, base_url: str, key: str | None) -> Non
         message = sys.stdin.read()
     if message is not None and not message.strip():
         raise click.UsageError("the message is empty")
-    failure = terminal_chat.run(message, model=model, base_url=base_url, key=key)
+    failure = run(message, model=model, base_url=base_url, key=key)
     if failure is not None:
-        _fail(failure)
+        fail(failure)
+
+
+@main.command()
+@CONFIG_OPTION
+@click.option(
+    "--by",
+    multiple=True,
+    type=click.Choice(_DIMENSIONS),
+    default=("key",),
+    help="One line for each of these; may be repeated. [default: key]",
+)
+@click.option(
+    "--since", metavar="WHEN", default="30d", show_default=True, help="2026-11-01, 2026-11-01T12:00Z, 7d, 12h."
+)
+@click.option("--until", metavar="WHEN", help="Likewise; up to it, without it. [default: now]")
+@click.option("--key", "key_id", metavar="ID", help="Only this key.")
+@click.option("--model", metavar="NAME", help="Only this model.")
+@click.option(
+    "--format",
+    "style",
+    type=click.Choice(("table", "json", "csv")),
+    default="table",
+    show_default=True,
+    help="How to print it.",
+)
+def usage(
+    config_file: Path | None,
+    *,
+    by: tuple[Dimension, ...],
+    since: str,
+    until: str | None,
+    key_id: str | None,
+    model: str | None,
+    style: str,
+) -> None:
+    """Report requests, tokens and cost from the ledger.
+
+    One line per key, or per whatever --by names: --by day --by key. Days and times are UTC; 7d begins at the midnight
+    seven days ago. JSON and CSV hold exact numbers.
+    """
+    from proxy.commands.usage import period, run
+    from proxy.stores.usage import Query
+
+    try:
+        since_ms, until_ms = period(since, until, time.time_ns() // 1_000_000)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+    query = Query(tuple(dict.fromkeys(by)), since_ms, until_ms, key_id, model)
+    failure = run(load_or_default(config_file).ledger.url, query, style)
+    if failure is not None:
+        fail(failure)
+
+
+main.add_command(keys.keys)
 
 
 def _wrong_with(base_url: str) -> str | None:
@@ -152,20 +204,6 @@ def _wrong_with(base_url: str) -> str | None:
     if parts.scheme not in ("http", "https") or not parts.hostname:
         return "must begin with http:// or https:// and a host"
     return "has no port that one can connect to" if port == 0 else None
-
-
-def _load(path: Path) -> Config:
-    from proxy.config.file import load
-    from proxy.config.problems import ConfigError
-
-    try:
-        return load(path, os.environ)
-    except ConfigError as error:
-        for problem in error.problems:
-            click.echo(str(problem), err=True)
-        count = len(error.problems)
-        click.echo(f"{path}: {count} mistake{'s' if count != 1 else ''}", err=True)
-        sys.exit(2)
 
 
 def _banner(served: Served) -> None:
@@ -189,9 +227,11 @@ def _run(work: Coroutine[Any, Any, None]) -> None:
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         try:
             runner.run(work)
+        except LedgerProblem as problem:
+            fail(str(problem))
         except OSError as error:
             reason = error.strerror or str(error)
-            _fail(f"{error.filename}: {reason}" if error.filename else reason)
+            fail(f"{error.filename}: {reason}" if error.filename else reason)
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
@@ -204,8 +244,3 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
         click.echo("uvloop is not installed: running on asyncio's own loop", err=True)
         return None
     return uvloop.new_event_loop
-
-
-def _fail(message: str) -> NoReturn:
-    click.echo(f"sluice: {message}", err=True)
-    sys.exit(1)

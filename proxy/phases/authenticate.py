@@ -9,16 +9,17 @@ from __future__ import annotations
 import hashlib
 import hmac
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from proxy.core import errors
 from proxy.core.headers import header
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from proxy.core.headers import RawHeaders
     from proxy.core.patterns import PatternTable
+    from proxy.stores.keys import Changes, StoredKey
 
 # where credentials may stand; the first two are also where Sluice looks for its own keys
 CREDENTIAL_HEADERS = frozenset({b"authorization", b"api-key", b"x-api-key"})
@@ -53,24 +54,88 @@ def digest_of(secret: bytes) -> bytes:
     return hashlib.sha256(secret).digest()
 
 
-class Keyring:
-    """All keys, looked up by digest in O(1)."""
+class Refused(NamedTuple):
+    """Ids of stored keys that are not taken, by reason. Each fails closed: nobody gets more than was meant."""
 
-    def __init__(self, principals: Iterable[Principal]) -> None:
+    named_in_file: list[str]  # the configuration has a key with this id, or with this secret: that one counts
+    unknown_plan: list[str]  # the configuration does not know what the key may do
+    unreadable: list[str]  # somebody else has spoilt the row
+
+
+class Keyring:
+    """All keys, looked up by digest in O(1): those of the configuration, and stored ones, which change at run time.
+
+    `plans` are those that stored keys may be on, by name; under None what a key without a plan may do.
+    """
+
+    def __init__(self, principals: Iterable[Principal], plans: Mapping[str | None, Plan] | None = None) -> None:
         self._by_digest = {principal.digest: principal for principal in principals}
+        self._plans = plans or {}
+        self._in_file = frozenset(principal.key_id for principal in self._by_digest.values())
+        self._stored: dict[str, Principal] = {}
+        self._rotated: dict[str, Principal] = {}  # holders of the secrets before the last rotation
+        self._doubtful: set[str] = set()  # stored keys that are gone unless they come again
+        self._used_s: dict[str, float] = {}
 
     def __len__(self) -> int:
         return len(self._by_digest)
 
     def holder(self, secret: bytes, now_s: float) -> Principal | None:
-        """The principal of `secret`, or None: unknown and expired keys are the same to a client."""
+        """The principal of `secret`, or None: unknown, revoked and expired keys are the same to a client."""
         digest = digest_of(secret)
         principal = self._by_digest.get(digest)
         if principal is None or not hmac.compare_digest(principal.digest, digest):
             return None
         if principal.expires_s is not None and principal.expires_s <= now_s:
             return None
+        self._used_s[principal.key_id] = now_s
         return principal
+
+    def update(self, changes: Changes) -> Refused:
+        """Take over what happened to stored keys, all of it in one turn of the event loop."""
+        if changes.anew:
+            self._doubtful = set(self._stored)
+        refused = Refused([], [], changes.unreadable)
+        for key_id in changes.unreadable:
+            self._remove(key_id)
+        for key in changes.keys:
+            self._remove(key.id)
+            if key.revoked_ms is not None:
+                continue
+            if key.id in self._in_file or key.digest in self._by_digest:
+                refused.named_in_file.append(key.id)
+            elif key.plan not in self._plans:
+                refused.unknown_plan.append(key.id)
+            else:
+                self._add(key, self._plans[key.plan])
+        if not changes.more:
+            for key_id in tuple(self._doubtful):
+                self._remove(key_id)
+        return refused
+
+    def take_used(self) -> dict[str, int]:
+        """When stored keys were last used since this was asked before: UNIX time in milliseconds by id."""
+        used, self._used_s = self._used_s, {}
+        return {key_id: int(used_s * 1000) for key_id, used_s in used.items() if key_id in self._stored}
+
+    def _add(self, key: StoredKey, plan: Plan) -> None:
+        expires_s = _seconds(key.expires_ms)
+        principal = Principal(key.id, plan, key.digest, expires_s)
+        self._stored[key.id] = self._by_digest[key.digest] = principal
+        until_s, before = _seconds(key.previous_until_ms), key.previous_digest
+        if until_s is not None and before is not None and before not in self._by_digest:
+            earliest_s = until_s if expires_s is None else min(until_s, expires_s)
+            self._rotated[key.id] = self._by_digest[before] = Principal(key.id, plan, before, earliest_s)
+
+    def _remove(self, key_id: str) -> None:
+        self._doubtful.discard(key_id)
+        for principal in (self._stored.pop(key_id, None), self._rotated.pop(key_id, None)):
+            if principal is not None:
+                del self._by_digest[principal.digest]
+
+
+def _seconds(time_ms: int | None) -> float | None:
+    return None if time_ms is None else time_ms / 1000
 
 
 def secret_of(credential: tuple[bytes, bytes]) -> bytes:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from proxy.core import errors
-from proxy.phases.authenticate import Keyring, authenticate, digest_of, presented_secrets
+from proxy.phases.authenticate import Keyring, Refused, authenticate, digest_of, presented_secrets
 from tests.fakes.arrived import SECRET, principal
+from tests.fakes.stored_keys import PLANS, STANDARD, changes, stored
 
 EXPIRES_S = 1_800_000_000.0
 
@@ -68,3 +71,135 @@ def test_refusals_say_whether_a_key_was_there_and_never_which() -> None:
 
 def test_a_keyring_does_not_hold_the_secrets_themselves() -> None:
     assert SECRET not in b"".join(Keyring([principal()])._by_digest)
+
+
+def test_a_stored_key_is_good_from_the_moment_it_is_known_until_it_is_revoked() -> None:
+    keyring = Keyring([principal()], PLANS)
+    assert keyring.holder(b"new", 0) is None
+    keyring.update(changes(stored("team-b", b"new", plan="standard")))
+    holder = keyring.holder(b"new", 0)
+    assert holder is not None
+    assert (holder.key_id, holder.plan, holder.digest) == ("team-b", STANDARD, digest_of(b"new"))
+    keyring.update(changes(stored("team-b", b"new", plan="standard", revoked_ms=1)))
+    assert keyring.holder(b"new", 0) is None
+    assert keyring.holder(SECRET, 0) is not None
+    assert len(keyring) == 1
+
+
+def test_a_stored_key_expires_without_being_told() -> None:
+    keyring = Keyring([], PLANS)
+    keyring.update(changes(stored("team-b", b"new", expires_ms=5_000)))
+    assert keyring.holder(b"new", 4.999) is not None
+    assert keyring.holder(b"new", 5.0) is None
+
+
+def test_both_secrets_are_good_for_the_grace_and_then_the_new_one() -> None:
+    keyring = Keyring([], PLANS)
+    keyring.update(changes(stored("team-b", b"1")))
+    keyring.update(changes(stored("team-b", b"2", previous=b"1", previous_until_ms=5_000)))
+    for secret in (b"1", b"2"):
+        holder = keyring.holder(secret, 4.999)
+        assert holder is not None
+        assert holder.key_id == "team-b"
+        assert holder.digest == digest_of(secret), "this header is not to go upstream"
+    assert keyring.holder(b"1", 5.0) is None
+    assert keyring.holder(b"2", 5.0) is not None
+    keyring.update(changes(stored("team-b", b"3", previous=b"2", previous_until_ms=9_000)))
+    assert [keyring.holder(secret, 1.0) is not None for secret in (b"1", b"2", b"3")] == [False, True, True]
+    keyring.update(changes(stored("team-b", b"3", revoked_ms=1, previous=b"2", previous_until_ms=9_000)))
+    assert len(keyring) == 0
+
+
+def test_an_old_secret_does_not_outlive_its_key() -> None:
+    keyring = Keyring([], PLANS)
+    keyring.update(changes(stored("team-b", b"2", previous=b"1", previous_until_ms=9_000, expires_ms=5_000)))
+    assert keyring.holder(b"1", 4.999) is not None
+    assert keyring.holder(b"1", 5.0) is None
+
+
+def test_the_file_wins_over_the_ledger() -> None:
+    """By id, and by secret; nothing that the ledger says afterwards takes the file's key away."""
+    keyring = Keyring([principal()], PLANS)
+    same_id, same_secret = stored("team-a", b"other"), stored("team-z", SECRET)
+    assert keyring.update(changes(same_id, same_secret)) == Refused(["team-a", "team-z"], [], [])
+    keyring.update(changes(stored("team-y", b"2", previous=SECRET, previous_until_ms=9_000)))
+    for revoked in (stored("team-a", b"other", revoked_ms=1), stored("team-z", SECRET, revoked_ms=1)):
+        keyring.update(changes(revoked))
+    keyring.update(changes(stored("team-y", b"2", revoked_ms=1)))
+    holder = keyring.holder(SECRET, 0)
+    assert holder is not None
+    assert holder.key_id == "team-a"
+    assert keyring.holder(b"other", 0) is None
+
+
+def test_a_key_that_nobody_can_judge_is_refused() -> None:
+    keyring = Keyring([], PLANS)
+    keyring.update(changes(stored("a", b"a"), stored("b", b"b")))
+    told = keyring.update(changes(stored("a", b"a", plan="gone"), unreadable=("b",)))
+    assert told == Refused([], ["a"], ["b"])
+    assert keyring.holder(b"a", 0) is keyring.holder(b"b", 0) is None
+    assert keyring.update(changes(stored("a", b"a", plan="standard"))) == Refused([], [], [])
+    assert keyring.holder(b"a", 0) is not None
+    without_plans = Keyring([])
+    assert without_plans.update(changes(stored("c", b"c"))).unknown_plan == ["c"]
+
+
+def test_read_anew_what_is_not_there_is_gone() -> None:
+    keyring = Keyring([principal()], PLANS)
+    keyring.update(changes(stored("a", b"2", previous=b"1", previous_until_ms=9_000), stored("b", b"b")))
+    keyring.update(changes(stored("b", b"b"), anew=True))
+    assert [keyring.holder(secret, 0) is not None for secret in (b"1", b"2", b"b", SECRET)] == [
+        False,
+        False,
+        True,
+        True,
+    ]
+
+
+def test_read_anew_in_pieces_what_is_there_stays_good_all_along() -> None:
+    keyring = Keyring([], PLANS)
+    keyring.update(changes(stored("a", b"a"), stored("b", b"b"), stored("c", b"c")))
+    keyring.update(changes(stored("a", b"a"), anew=True, more=True))
+    assert keyring.holder(b"b", 0) is not None
+    keyring.update(changes(stored("b", b"b2"), more=True))
+    keyring.update(changes(stored("d", b"d")))
+    good = [keyring.holder(secret, 0) is not None for secret in (b"a", b"b", b"b2", b"c", b"d")]
+    assert good == [True, False, True, False, True]
+    keyring.update(changes())
+    assert len(keyring) == 3
+
+
+def test_it_is_noted_which_stored_keys_were_used_and_when() -> None:
+    keyring = Keyring([principal()], PLANS)
+    keyring.update(changes(stored("a", b"a"), stored("b", b"b", expires_ms=1), stored("c", b"c")))
+    for secret, now_s in ((b"a", 1.0), (b"a", 2.5), (b"b", 3.0), (b"wrong", 4.0), (SECRET, 5.0)):
+        keyring.holder(secret, now_s)
+    assert keyring.take_used() == {"a": 2500}
+    assert keyring.take_used() == {}
+
+
+def test_revoked_reads_like_unknown() -> None:
+    keyring = Keyring([], PLANS)
+    keyring.update(changes(stored("a", b"a")))
+    keyring.update(changes(stored("a", b"a", revoked_ms=1)))
+    messages = set()
+    for value in (b"Bearer a", b"Bearer unknown"):
+        with pytest.raises(errors.ProxyError) as caught:
+            authenticate([(b"authorization", value)], keyring, 0)
+        messages.add(caught.value.message)
+    assert len(messages) == 1
+
+
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 3), st.booleans()), max_size=12))
+def test_the_ring_holds_what_the_last_change_of_each_key_says(history: list[tuple[str, int, bool]]) -> None:
+    """Any history of makings, rotations and revocations: no secret of an earlier state is left."""
+    keyring = Keyring([principal()], PLANS)
+    good: dict[str, set[bytes]] = {}
+    for key_id, serial, is_revoked in history:
+        now, before = (f"{key_id}{number}".encode() for number in (serial, serial + 10))
+        key = stored(key_id, now, previous=before, previous_until_ms=9_000, revoked_ms=1 if is_revoked else None)
+        keyring.update(changes(key))
+        good[key_id] = set() if is_revoked else {now, before}
+    every = {f"{key_id}{number}".encode() for key_id in "abc" for number in (*range(4), *range(10, 14))}
+    assert {secret for secret in every if keyring.holder(secret, 1.0)} == set().union(*good.values())
+    assert len(keyring) == 1 + sum(map(len, good.values()))
