@@ -26,6 +26,7 @@ from proxy.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping
+    from pathlib import Path
 
     from proxy.config.settings import Config, OpsConfig
 
@@ -94,7 +95,14 @@ async def _unconfigured(stack: contextlib.AsyncExitStack) -> tuple[Config, str]:
         await simulator.start()
         stack.push_async_callback(simulator.close)
         simulator_url = simulator.url
-    return without_file(os.environ, state_directory(os.environ), simulator_url)
+    return without_file(os.environ, await _own_state_directory(), simulator_url)
+
+
+async def _own_state_directory() -> Path:
+    """The folder of the ledger that nobody configured; it is made, for its owner alone."""
+    folder = state_directory(os.environ)
+    await asyncio.to_thread(folder.mkdir, mode=0o700, parents=True, exist_ok=True)
+    return folder
 
 
 def _served(worker: Worker, key: str | None) -> Served:
@@ -148,7 +156,7 @@ async def demo(port: int, *, once: bool, banner: Callable[[Served], None], echo:
         simulator = Simulator()
         await simulator.start()
         stack.push_async_callback(simulator.close)
-        config, key = without_file({}, state_directory(os.environ), simulator.url)
+        config, key = without_file({}, await _own_state_directory(), simulator.url)
         server = msgspec.structs.replace(config.server, port=port if _is_free(config.server.host, port) else 0)
         ops = _ops_where_free(config, port)
         log = msgspec.structs.replace(config.log, format="console")

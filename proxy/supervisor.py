@@ -14,7 +14,7 @@ import signal
 import socket
 from typing import TYPE_CHECKING, Final
 
-from proxy.app import App, server_tls
+from proxy.app import open_app, server_tls
 from proxy.core import errors
 from proxy.server import http
 from proxy.server.tls import TlsListener
@@ -43,18 +43,21 @@ class Worker:
     def __init__(self, config: Config, metrics: Metrics, log: structlog.typing.FilteringBoundLogger) -> None:
         self.config = config
         self.log = log
-        self.app = App(config, metrics, log)
+        self.metrics = metrics
         self.max_connections = connection_limit(config.server.max_connections, log)
         self._servers: list[asyncio.Server] = []
         self._http: list[http.Server] = []
         self._tls: list[TlsListener] = []
         self._stop = asyncio.Event()
         self._hurry = asyncio.Event()
+        self._is_open = False
         self.port = 0
         self.ops_port = 0
 
     async def start(self) -> None:
-        """Listen. Raises `OSError` when an address cannot be had, naming it."""
+        """Open the ledger and listen. Raises `LedgerProblem`, or `OSError` naming an address that cannot be had."""
+        self.app = await open_app(self.config, self.metrics, self.log)
+        self._is_open = True
         settings, ops = self.config.server, self.config.ops
         api = http.server(self.app.api.handle, max_connections=self.max_connections, log=self.log)
         self.port = await self._listen(api, "server", settings.host, settings.port, server_tls(self.config))
@@ -98,6 +101,8 @@ class Worker:
 
     async def stop(self, drain_s: float) -> None:
         """Close the listeners, let exchanges finish for `drain_s` seconds, end the rest, and let go of everything."""
+        if not self._is_open:
+            return
         self.app.drain()
         for listening in self._servers[:1]:
             listening.close()  # the API's; operators see the drain to its end

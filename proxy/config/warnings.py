@@ -36,13 +36,8 @@ _NOT_ENFORCED: Final = (
     _NotEnforced("server.workers", harmless=1),
     _NotEnforced("ops.admin_token"),
     _NotEnforced("store"),
-    _NotEnforced("ledger"),
-    _NotEnforced("upstreams.*.usage"),
     _NotEnforced("upstreams.*.max_concurrency"),
     _NotEnforced("models.*.routes", harmless=1, note=" (all but the first by priority)"),
-    _NotEnforced("models.*.price"),
-    _NotEnforced("models.*.max_output_tokens"),
-    _NotEnforced("models.*.encoding"),
     _NotEnforced("plans.*.requests"),
     _NotEnforced("plans.*.tokens"),
     _NotEnforced("plans.*.spend"),
@@ -63,8 +58,8 @@ def warnings(config: Config) -> list[str]:
 def _about_keys(config: Config) -> Iterator[str]:
     if not config.keys:
         yield (
-            "there are no keys: every request is refused with 401; add one under keys, as "
-            '{id: me, secret: "${MY_KEY}"} with MY_KEY from `openssl rand -hex 24`'
+            "there are no keys in the configuration: every request is refused with 401 until there is one; make one "
+            "with `sluice keys create ID`"
         )
     elif not config.plans:
         yield "there are no plans: keys have no limits"

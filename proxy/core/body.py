@@ -16,10 +16,17 @@ import msgspec
 from proxy.core.errors import BAD_REQUEST, INVALID_TYPE, MISSING_PARAMETER, ProxyError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
+    from collections.abc import Set as AbstractSet
 
-# The members of a request that decide something here.
+# Start and end of what is replaced, in bytes, and what takes its place.
+Edit = tuple[int, int, bytes]
+
+# The members of a request, and of its stream_options, that decide something here.
 _READ_MEMBERS: Final = frozenset({"model", "stream", "stream_options"})
+_READ_OPTIONS: Final = frozenset({"include_usage"})
+
+_ASKS_USAGE: Final = b'"include_usage":true'
 
 # Chat has some forty members. Each costs time of the event loop, so there may not be any number of them.
 MAX_MEMBERS: Final = 1000
@@ -51,13 +58,17 @@ class Members(NamedTuple):
 class MeteredRequest(NamedTuple):
     """What a metered request says of itself. A `stream` of null is false, `stream_options` of null are none.
 
-    `model_span`: start and end of the model's value, quotes included, in bytes.
+    `model_span`: start and end of the model's value, quotes included, in bytes. `asks_usage`: the client itself asks
+    for `include_usage`. `usage_edit`: what makes a streamed chat or completions request ask for it; None where it does,
+    and where the request is better left as it is.
     """
 
     model: str
     model_span: tuple[int, int]
     stream: bool
     has_stream_options: bool
+    asks_usage: bool
+    usage_edit: Edit | None
 
 
 def read_metered(body: bytes) -> MeteredRequest:
@@ -65,7 +76,7 @@ def read_metered(body: bytes) -> MeteredRequest:
 
     Raises ProxyError BAD_REQUEST, INVALID_TYPE or MISSING_PARAMETER. Messages name the member, never its value.
     """
-    spans = members(body).spans
+    spans, insert_at = members(body)
     model, model_span = _model(body, spans)
     if model is None or model_span is None:
         raise ProxyError(MISSING_PARAMETER, "You must provide a model parameter.", param="model")
@@ -78,7 +89,33 @@ def read_metered(body: bytes) -> MeteredRequest:
     if options != b"null" and stream != b"true":
         message = "The 'stream_options' parameter is only allowed when 'stream' is enabled."
         raise ProxyError(BAD_REQUEST, message, param="stream_options")
-    return MeteredRequest(model, model_span, stream == b"true", options != b"null")
+    if stream != b"true":
+        return MeteredRequest(
+            model, model_span, stream=False, has_stream_options=False, asks_usage=False, usage_edit=None
+        )
+    if options != b"null":
+        asks_usage, edit = _read_options(options, spans["stream_options"][0])
+    elif "stream_options" in spans:
+        asks_usage, edit = False, (*spans["stream_options"], b"{%b}" % _ASKS_USAGE)
+    else:
+        asks_usage, edit = False, (insert_at, insert_at, b'"stream_options":{%b},' % _ASKS_USAGE)
+    return MeteredRequest(model, model_span, True, options != b"null", asks_usage, edit)
+
+
+def edited(body: bytes, edits: Iterable[Edit]) -> bytes:
+    """The body with these places replaced, given in any order, and every other byte as it was.
+
+    Raises ValueError if two overlap.
+    """
+    parts: list[bytes] = []
+    position = 0
+    for start, end, replacement in sorted(edits):
+        if start < position:
+            raise ValueError("edits overlap")
+        parts += (body[position:start], replacement)
+        position = end
+    parts.append(body[position:])
+    return b"".join(parts)
 
 
 def read_model(body: bytes) -> tuple[str, tuple[int, int]] | tuple[None, None]:
@@ -103,7 +140,7 @@ def members(body: bytes) -> Members:
     try:
         if not body.isascii():
             body.decode()  # msgspec looks only into strings that it decodes
-        return _walk(body, _value_lengths(body))
+        return _walk(body, _value_lengths(body), _READ_MEMBERS)
     except UnicodeDecodeError:
         raise ProxyError(BAD_REQUEST, "The request body is not valid UTF-8.") from None
     except RecursionError:
@@ -112,6 +149,25 @@ def members(body: bytes) -> Members:
         raise ProxyError(BAD_REQUEST, "The request body must be a JSON object.") from None
     except ValueError:
         raise ProxyError(BAD_REQUEST, "We could not parse the JSON body of your request.") from None
+
+
+def _read_options(options: bytes, offset: int) -> tuple[bool, Edit | None]:
+    """Whether stream_options ask for usage, and the edit that makes them; they stand at `offset` of the body.
+
+    `continuous_usage_stats` is vLLM's. It puts figures on every chunk as soon as usage is asked for, and these could
+    not be hidden: who names it is served as asked. Raises ProxyError BAD_REQUEST.
+    """
+    spans, insert_at = _walk(options, _value_lengths(options), _READ_OPTIONS, within="stream_options")
+    value = _value(options, spans, "include_usage")
+    if value == b"true":
+        return True, None
+    if "continuous_usage_stats" in spans or value not in {b"false", b"null"}:
+        return False, None
+    if "include_usage" in spans:
+        start, end = spans["include_usage"]
+        return False, (offset + start, offset + end, b"true")
+    at = offset + insert_at
+    return False, (at, at, _ASKS_USAGE + b"," if spans else _ASKS_USAGE)
 
 
 class _Name:
@@ -153,8 +209,12 @@ def _decoded_lengths(text: bytes) -> list[int]:
     return [len(memoryview(value)) for value in values]
 
 
-def _walk(body: bytes, lengths: list[int]) -> Members:
-    """Find the members of a valid body by the lengths of its values."""
+def _walk(body: bytes, lengths: list[int], read: AbstractSet[str], within: str | None = None) -> Members:
+    """Find the members of a valid object by the lengths of its values.
+
+    Raises ProxyError BAD_REQUEST if one of those that are `read` is ambiguous; `within` names the member whose value
+    the object is.
+    """
     spans: dict[str, tuple[int, int]] = {}
     position = 0
     for length in lengths:
@@ -162,16 +222,22 @@ def _walk(body: bytes, lengths: list[int]) -> Members:
         if to_value is None:
             raise ValueError("no member where one was decoded")
         name = _text(to_value[1])
-        if name not in _READ_MEMBERS and (meant := name.casefold()) in _READ_MEMBERS:
-            raise ProxyError(BAD_REQUEST, f"The name of member '{meant}' must be lower-case.", param=meant)
-        if name in spans and name in _READ_MEMBERS:
-            raise ProxyError(BAD_REQUEST, f"The request body has more than one member '{name}'.", param=name)
+        if name not in read and (meant := name.casefold()) in read:
+            message = f"The name of member '{_path(within, meant)}' must be lower-case."
+            raise ProxyError(BAD_REQUEST, message, param=within or meant)
+        if name in spans and name in read:
+            message = f"The request body has more than one member '{_path(within, name)}'."
+            raise ProxyError(BAD_REQUEST, message, param=within or name)
         position = to_value.end() + length
         spans[name] = (to_value.end(), position)
     opening = _OPENING.match(body)
     if opening is None:
         raise ValueError("not an object")
     return Members(spans, opening.end())
+
+
+def _path(within: str | None, name: str) -> str:
+    return f"{within}.{name}" if within else name
 
 
 def _text(quoted: bytes) -> str:

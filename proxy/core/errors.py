@@ -116,6 +116,18 @@ def envelope(error: ProxyError) -> bytes:
     return msgspec.json.encode({"error": error_object(error)})
 
 
+def error_headers(error: ProxyError) -> list[tuple[bytes, bytes]]:
+    """The headers of an error answer beside those of every answer; the wait in seconds is rounded up."""
+    headers: list[tuple[bytes, bytes]] = []
+    if error.kind.status == 401:
+        headers.append((b"WWW-Authenticate", b"Bearer"))
+    if error.retry_after_s is not None:
+        wait_ms = max(1, round(error.retry_after_s * 1000))
+        headers.append((b"retry-after", b"%d" % -(-wait_ms // 1000)))
+        headers.append((b"retry-after-ms", b"%d" % wait_ms))
+    return headers
+
+
 def chat_error_event(error: ProxyError) -> bytes:
     """The error as the last events of a chat or completions stream, as OpenAI sends it (protocol.md section 1.2)."""
     return b"data: " + envelope(error) + b"\n\ndata: [DONE]\n\n"

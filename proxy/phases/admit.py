@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 import msgspec
 
 from proxy.core import errors
-from proxy.core.body import read_metered, read_model
+from proxy.core.body import edited, read_metered, read_model
 from proxy.core.headers import header
 from proxy.core.multipart import ModelFinder
 from proxy.phases.exchange import Exchange, Treatment
@@ -24,6 +24,7 @@ from proxy.phases.exchange import Exchange, Treatment
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
+    from proxy.core.body import Edit
     from proxy.phases.authenticate import Plan, Principal
 
 # Work on more goes to a thread. So much takes 2 ms of the loop at the worst (a thousand members to walk, halves of
@@ -41,7 +42,8 @@ class Admission:
     """The right to go on, and what is known of the request by now.
 
     `body` is what was read of it: all, unless `rest` is there to read on from. `model_span` is where in `body` the
-    model's name stands, in JSON with its quotes; None where `model` is.
+    model's name stands, in JSON with its quotes; None where `model` is. `usage_edit` makes a streamed request ask for
+    the usage that its client did not ask for.
     """
 
     principal: Principal
@@ -51,15 +53,17 @@ class Admission:
     rest: AsyncIterator[bytes] | None = None
     model_span: tuple[int, int] | None = None
     inflated: bool = False
+    usage_edit: Edit | None = None
 
-    def body_naming(self, model: str) -> bytes:
-        """`body` with another name in the place of its model's, and every other byte as it was."""
-        if self.model_span is None:
-            return self.body
-        start, end = self.model_span
-        # JSON was read whole; a form that names a model always has a rest
-        name = msgspec.json.encode(model) if self.rest is None else model.encode()
-        return b"".join((self.body[:start], name, self.body[end:]))
+    def edited(self, rename: str | None, *, asks_usage: bool) -> bytes:
+        """`body` with another name in the place of its model's, asking for usage, and every other byte as it was."""
+        edits: list[Edit] = []
+        if rename is not None and self.model_span is not None:
+            # JSON was read whole; a form that names a model always has a rest
+            edits.append((*self.model_span, msgspec.json.encode(rename) if self.rest is None else rename.encode()))
+        if asks_usage and self.usage_edit is not None:
+            edits.append(self.usage_edit)
+        return edited(self.body, edits) if edits else self.body
 
 
 async def admit(exchange: Exchange, principal: Principal, max_request_bytes: int) -> Admission:
@@ -116,7 +120,15 @@ def _allow_model(exchange: Exchange, plan: Plan, model: str | None) -> None:
 async def _admit_metered(exchange: Exchange, principal: Principal, max_request_bytes: int) -> Admission:
     body, inflated = await _read_plain(exchange, max_request_bytes)
     request = await _beside(len(body), read_metered, body)
-    return Admission(principal, request.model, request.stream, body, model_span=request.model_span, inflated=inflated)
+    return Admission(
+        principal,
+        request.model,
+        request.stream,
+        body,
+        model_span=request.model_span,
+        inflated=inflated,
+        usage_edit=request.usage_edit,
+    )
 
 
 async def _admit_inference(exchange: Exchange, principal: Principal, max_request_bytes: int) -> Admission:

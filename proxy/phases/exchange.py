@@ -49,6 +49,7 @@ class Phase(enum.Enum):
     ROUTE = "route"
     FORWARD = "forward"
     RELAY = "relay"
+    SETTLE = "settle"
     DONE = "done"
 
 

@@ -13,11 +13,14 @@ from typing import TYPE_CHECKING, Final
 
 from proxy.core import errors
 from proxy.core.headers import header
+from proxy.core.injection import REFUSING_STATUSES, refuses_stream_options
 from proxy.phases.exchange import Treatment
 from proxy.phases.watchdog import Watchdog
 from proxy.upstream.attempt import attempt
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from proxy.phases.admit import Admission
     from proxy.phases.exchange import Exchange
     from proxy.phases.route import Route
@@ -46,6 +49,7 @@ class Answer:
     watchdog: Watchdog
     kind: AnswerKind
     first: bytes = field(default=b"", repr=False)  # body bytes already taken to judge the answer
+    refuses_usage: bool = False  # an error about the `stream_options` that Sluice added
 
     def close(self) -> None:
         """Give the upstream's connection back where the body is whole, abort it where it is not."""
@@ -54,26 +58,51 @@ class Answer:
 
 
 async def forward(
-    exchange: Exchange, admission: Admission, route: Route, *, tasks: BackgroundTasks, write_stall_s: float | None
+    exchange: Exchange,
+    admission: Admission,
+    route: Route,
+    *,
+    tasks: BackgroundTasks,
+    write_stall_s: float | None,
+    on_sent: Callable[[], None],
 ) -> Answer:
-    """Send the request and wait for the head of the answer.
+    """Send the request and wait for the head of the answer; `on_sent` is called when it is on its way.
 
     Raises `ProxyError` 502 or 504 for what the upstream did wrong, and whatever reading the client's body raises.
     """
     timeouts = route.upstream.timeouts
     deadline_s = None if timeouts.total_s is None else asyncio.get_running_loop().time() + timeouts.total_s
     limits = [limit for limit in (timeouts.first_byte_s, timeouts.total_s) if limit is not None]
-    stream = await attempt(route.upstream.pool, route.request, first_byte_s=min(limits, default=None), tasks=tasks)
+    stream = await attempt(
+        route.upstream.pool, route.request, first_byte_s=min(limits, default=None), tasks=tasks, on_sent=on_sent
+    )
     watchdog = Watchdog(
         stream, exchange.downstream, idle_s=timeouts.idle_s, deadline_s=deadline_s, write_stall_s=write_stall_s
     )
     try:
         kind, first = await _judge(exchange, admission, stream, watchdog)
+        refuses_usage = False
+        if route.asks_usage and stream.head.status in REFUSING_STATUSES:
+            first = await read_error(stream, watchdog)
+            refuses_usage = refuses_stream_options(stream.head.status, first)
     except BaseException:
         watchdog.stop()
         stream.abort()
         raise
-    return Answer(stream, watchdog, kind, first)
+    return Answer(stream, watchdog, kind, first, refuses_usage)
+
+
+async def read_error(stream: UpstreamStream, watchdog: Watchdog) -> bytes:
+    """The whole body of an error answer. Raises `ProxyError` if it is too long."""
+    held = bytearray()
+    while data := await watchdog.read():
+        held += data
+        if len(held) > MAX_ERROR_BODY_BYTES:
+            raise errors.ProxyError(
+                errors.UPSTREAM_PROTOCOL_ERROR,
+                f"The upstream answered {stream.head.status} with a body over {MAX_ERROR_BODY_BYTES} bytes.",
+            )
+    return bytes(held)
 
 
 async def _judge(

@@ -3,9 +3,11 @@
     authenticate -> Principal     401
     admit        -> Admission     400 403 404 408 413
     route        -> Route         404 503
+    account      -> Account       503; the exchange's row in the ledger is opened
     forward      -> Answer        502 504; the upstream's own 4xx and 5xx pass
-    relay        -> Observation   after the first byte: an error event, or a connection cut
+    relay        -> Relayed       after the first byte: an error event, or a connection cut
     finally
+      settle     -> Settlement    what was used and what it costs; the row is completed
       record                      always, exactly once
 
 Each phase takes what the one before returned, so a wrong order does not type-check.
@@ -14,18 +16,24 @@ Each phase takes what the one before returned, so a wrong order does not type-ch
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from proxy.core import errors
+from proxy.core.injection import UsageHider
+from proxy.core.usage import Grade, Observation
 from proxy.phases.admit import admit
 from proxy.phases.authenticate import authenticate
 from proxy.phases.exchange import Phase, Treatment
 from proxy.phases.forward import forward
-from proxy.phases.record import Findings, record
-from proxy.phases.relay import relay, sluice_headers
+from proxy.phases.live import Live, who_ended
+from proxy.phases.observe import Observer, reader_for
+from proxy.phases.record import outcome_of, record, since_arrival, status_of
+from proxy.phases.relay import Accompaniment, relay, sluice_headers
 from proxy.phases.route import route
+from proxy.phases.settle import enter, observed_at_once, observed_later, settle
 from proxy.phases.watchdog import StallWatch, send_whole
 
 if TYPE_CHECKING:
@@ -34,13 +42,14 @@ if TYPE_CHECKING:
     import structlog
 
     from proxy.core.headers import RawHeaders
+    from proxy.phases.account import Account, Accounting
     from proxy.phases.admit import Admission
     from proxy.phases.authenticate import Keyring, Principal
     from proxy.phases.exchange import Exchange
     from proxy.phases.forward import Answer
     from proxy.phases.models import Catalogue
-    from proxy.phases.route import Route, Router
-    from proxy.phases.watchdog import Watchdog
+    from proxy.phases.record import Findings
+    from proxy.phases.route import Route, Router, Upstream
     from proxy.tasks import BackgroundTasks
     from proxy.telemetry.metrics import Metrics
 
@@ -63,6 +72,7 @@ class Pipeline:
         keyring: Keyring,
         router: Router,
         catalogue: Catalogue,
+        accounting: Accounting,
         limits: Limits,
         via: bytes,
         tasks: BackgroundTasks,
@@ -73,13 +83,14 @@ class Pipeline:
         self._keyring = keyring
         self._router = router
         self._catalogue = catalogue
+        self._accounting = accounting
         self._limits = limits
         self._via = via
         self._tasks = tasks
         self._metrics = metrics
         self._log = log
         self._clock = clock
-        self._live: dict[Exchange, _Live] = {}
+        self._live: dict[Exchange, Live] = {}
         self._closed: errors.ProxyError | None = None
         self._idle = asyncio.Event()
         self._idle.set()
@@ -95,59 +106,98 @@ class Pipeline:
 
     async def run(self, exchange: Exchange, refusal: errors.ProxyError | None = None) -> None:
         """Serve one exchange to its end, whatever that is; `refusal` is why it ends before it began."""
-        live = _Live(asyncio.current_task())
-        findings = Findings()
+        live = Live(asyncio.current_task())
+        findings = live.findings
         self._live[exchange] = live
         self._idle.clear()
         self._metrics.phase_entered(exchange.timeline.phase.value)
         try:
-            await self._serve(exchange, live, findings, refusal or self._closed)
+            await self._serve(exchange, live, refusal or self._closed)
         finally:
-            del self._live[exchange]
-            if not self._live:
-                self._idle.set()
             findings.ended_in = findings.ended_in or exchange.timeline.phase
-            self._enter(exchange, Phase.DONE)
-            record(exchange, findings, self._metrics, self._log)
+            self._settle(exchange, live)
 
     def interrupt(self, error: errors.ProxyError) -> None:
         """End all live exchanges with `error`, each as honestly as its phase allows, and refuse those to come."""
         self._closed = error
         for exchange, live in list(self._live.items()):
             live.interruption = error
-            if live.answer is not None and exchange.downstream.started:
-                live.answer.stream.fail(error)
+            answer = live.findings.answer
+            if answer is not None and exchange.downstream.started:
+                answer.stream.fail(error)
             elif live.task is not None:
                 live.task.cancel()
 
-    async def _serve(
-        self, exchange: Exchange, live: _Live, findings: Findings, refusal: errors.ProxyError | None
-    ) -> None:
+    def _settle(self, exchange: Exchange, live: Live) -> None:
+        """Find out what was used, in a task of its own where that takes time, and end the exchange."""
+        findings = live.findings
+        account, observer = findings.account, findings.observer
+        if account is None:
+            self._end(exchange, findings)
+            return
+        self._enter(exchange, Phase.SETTLE)
+        observation = observed_at_once(exchange, findings, account)
+        if observation is None and observer is not None:
+            live.task = self._tasks.start(self._settle_later(exchange, findings, account, observer), "settle")
+            return
+        findings.settlement = settle(account, observation or Observation(Grade.UNKNOWN))
+        self._end(exchange, findings)
+
+    async def _settle_later(self, exchange: Exchange, findings: Findings, account: Account, observer: Observer) -> None:
+        observation = Observation(Grade.UNKNOWN)
+        try:
+            observation = await observed_later(account, observer)
+        finally:
+            if findings.answer is not None:
+                findings.answer.close()
+            findings.settlement = settle(account, observation)
+            self._end(exchange, findings)
+
+    def _end(self, exchange: Exchange, findings: Findings) -> None:
+        """Complete the row, write the line, and let go of the exchange."""
+        if findings.account is not None and findings.settlement is not None:
+            enter(
+                findings.account,
+                findings.settlement,
+                ended_ms=self._accounting.now_ms(),
+                status=status_of(findings),
+                outcome=outcome_of(findings),
+                first_byte_s=since_arrival(exchange, exchange.downstream.first_byte_s),
+            )
+        del self._live[exchange]
+        if not self._live:
+            self._idle.set()
+        self._enter(exchange, Phase.DONE)
+        record(exchange, findings, self._metrics, self._log)
+
+    async def _serve(self, exchange: Exchange, live: Live, refusal: errors.ProxyError | None) -> None:
         """Run the phases and turn every way they may fail into an answer and a finding."""
+        findings = live.findings
         try:
             try:
                 if refusal is not None:
                     raise refusal
-                await self._phases(exchange, live, findings)
+                await self._phases(exchange, live)
             except errors.ProxyError as error:
-                await self._tell(exchange, live, findings, error)
+                await self._tell(exchange, live, error)
             except asyncio.CancelledError:
                 if live.interruption is None or exchange.downstream.started or live.task is None:
                     raise
                 live.task.uncancel()
                 findings.aborted_by = "drain"
-                await self._tell(exchange, live, findings, live.interruption)
+                await self._tell(exchange, live, live.interruption)
         except (asyncio.CancelledError, ConnectionError):
-            findings.error, findings.aborted_by = _who_ended(live)
+            findings.error, findings.aborted_by = who_ended(live)
             exchange.downstream.abort()
             raise
         except Exception as fault:  # noqa: BLE001 - one exchange's fault must not become another's
             findings.fault = type(fault).__name__
             self._log.error("fault", id=exchange.id, exc_info=fault)
             told = errors.ProxyError(errors.INTERNAL, "Sluice failed on this request.")
-            await self._tell(exchange, live, findings, told)
+            await self._tell(exchange, live, told)
 
-    async def _phases(self, exchange: Exchange, live: _Live, findings: Findings) -> None:
+    async def _phases(self, exchange: Exchange, live: Live) -> None:
+        findings = live.findings
         principal = findings.principal = authenticate(exchange.headers, self._keyring, self._clock())
         if exchange.endpoint.treatment is Treatment.MODELS:
             await self._answer_models(exchange, live, principal)
@@ -157,18 +207,34 @@ class Pipeline:
         admission = findings.admission = await admit(exchange, principal, self._limits.max_request_bytes)
         self._enter(exchange, Phase.ROUTE)
         chosen = findings.route = route(exchange, admission, self._router, self._via)
+        account = findings.account = await self._accounting.open(exchange, admission, chosen)
         self._enter(exchange, Phase.FORWARD)
-        findings.answer = live.answer = await self._forward(exchange, admission, chosen)
-        live.watchdog = live.answer.watchdog
+        answer = await self._forward(exchange, admission, chosen, account)
+        if answer.refuses_usage:
+            answer.close()
+            chosen.upstream.injects_usage = False
+            chosen = findings.route = route(exchange, admission, self._router, self._via)
+            answer = await self._forward(exchange, admission, chosen, account)
+        findings.answer = answer
+        live.watchdog = answer.watchdog
         self._enter(exchange, Phase.RELAY)
-        await self._relay(exchange, live.answer, chosen, live, findings)
+        reader = reader_for(exchange, answer)
+        observer = findings.observer = Observer(reader, self._accounting.counting, account.encoding)
+        along = Accompaniment(observer, account.entry.durable, UsageHider().hide if chosen.asks_usage else None)
+        await self._relay(exchange, answer, chosen.upstream, along, live)
 
-    async def _forward(self, exchange: Exchange, admission: Admission, chosen: Route) -> Answer:
+    async def _forward(self, exchange: Exchange, admission: Admission, chosen: Route, account: Account) -> Answer:
         """Forward, and count the attempt: an upstream is not to blame for a client that left or sent nonsense."""
         result = "abandoned"
+        account.attempts += 1
         try:
             forwarded = await forward(
-                exchange, admission, chosen, tasks=self._tasks, write_stall_s=self._limits.write_stall_s
+                exchange,
+                admission,
+                chosen,
+                tasks=self._tasks,
+                write_stall_s=self._limits.write_stall_s,
+                on_sent=account.sent,
             )
             result = f"{forwarded.stream.head.status // 100}xx"
         except errors.ProxyError as error:
@@ -179,26 +245,31 @@ class Pipeline:
             self._metrics.attempted(chosen.upstream.name, result)
         return forwarded
 
-    async def _relay(self, exchange: Exchange, answer: Answer, chosen: Route, live: _Live, findings: Findings) -> None:
+    async def _relay(
+        self, exchange: Exchange, answer: Answer, upstream: Upstream, along: Accompaniment, live: Live
+    ) -> None:
+        findings = live.findings
         try:
-            observation = await relay(exchange, answer, chosen.upstream, self._limits.keepalive_s)
+            relayed = await relay(exchange, answer, upstream, along, self._limits.keepalive_s)
             if answer.watchdog.fired == "write_stall":
                 raise ConnectionResetError("the client stopped reading")
-            findings.observation = observation
-            if observation.failure is not None:
-                findings.aborted_by = "drain" if observation.failure is live.interruption else answer.watchdog.fired
+            findings.relayed = relayed
+            if relayed.failure is not None:
+                findings.aborted_by = "drain" if relayed.failure is live.interruption else answer.watchdog.fired
         finally:
-            answer.close()
+            if along.observer.rest is None:
+                answer.close()
             pauses, seconds = exchange.downstream.backpressure
             if pauses:
-                self._metrics.backpressure(chosen.upstream.name, pauses, seconds)
+                self._metrics.backpressure(upstream.name, pauses, seconds)
 
-    async def _answer_models(self, exchange: Exchange, live: _Live, principal: Principal) -> None:
+    async def _answer_models(self, exchange: Exchange, live: Live, principal: Principal) -> None:
         body = await self._catalogue.answer(exchange, principal)
         await self._respond(exchange, live, 200, [], body)
 
-    async def _tell(self, exchange: Exchange, live: _Live, findings: Findings, error: errors.ProxyError) -> None:
+    async def _tell(self, exchange: Exchange, live: Live, error: errors.ProxyError) -> None:
         """Answer with `error`, or, when the head is out, end the connection so that nothing looks whole."""
+        findings = live.findings
         findings.error = error
         findings.ended_in = exchange.timeline.phase
         if findings.answer is not None and findings.aborted_by is None:
@@ -206,9 +277,12 @@ class Pipeline:
         if exchange.downstream.started:
             exchange.downstream.cut()
             return
-        await self._respond(exchange, live, error.kind.status, _error_headers(error), errors.envelope(error))
+        if findings.account is not None:
+            with contextlib.suppress(errors.ProxyError):  # then there is no row to miss: the error is told as it is
+                await findings.account.entry.durable()
+        await self._respond(exchange, live, error.kind.status, errors.error_headers(error), errors.envelope(error))
 
-    async def _respond(self, exchange: Exchange, live: _Live, status: int, headers: RawHeaders, body: bytes) -> None:
+    async def _respond(self, exchange: Exchange, live: Live, status: int, headers: RawHeaders, body: bytes) -> None:
         """An answer of our own, in JSON."""
         request_id = (b"x-request-id", exchange.id.encode("ascii"))
         content_type = (b"Content-Type", b"application/json")
@@ -220,33 +294,3 @@ class Pipeline:
         left = exchange.timeline.phase
         exchange.timeline.enter(phase)
         self._metrics.phase_entered(None if phase is Phase.DONE else phase.value, left=left.value)
-
-
-@dataclass(slots=True)
-class _Live:
-    """What it takes to end a live exchange from outside."""
-
-    task: asyncio.Task[object] | None
-    answer: Answer | None = None
-    watchdog: Watchdog | StallWatch | None = None
-    interruption: errors.ProxyError | None = None
-
-
-def _who_ended(live: _Live) -> tuple[errors.ProxyError, str]:
-    """Why an exchange was cancelled or lost its client, and the word for who did it."""
-    if live.interruption is not None:
-        return live.interruption, "drain"
-    if live.watchdog is not None and live.watchdog.fired == "write_stall":
-        return errors.ProxyError(errors.CLIENT_STALLED, "The client stopped reading."), "write_stall"
-    return errors.ProxyError(errors.CLIENT_GONE, "The client has left."), "client"
-
-
-def _error_headers(error: errors.ProxyError) -> RawHeaders:
-    headers: RawHeaders = []
-    if error.kind.status == 401:
-        headers.append((b"WWW-Authenticate", b"Bearer"))
-    if error.retry_after_s is not None:
-        wait_ms = max(1, round(error.retry_after_s * 1000))
-        headers.append((b"retry-after", b"%d" % -(-wait_ms // 1000)))
-        headers.append((b"retry-after-ms", b"%d" % wait_ms))
-    return headers

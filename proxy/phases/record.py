@@ -14,12 +14,15 @@ from proxy.core import errors
 if TYPE_CHECKING:
     import structlog
 
+    from proxy.phases.account import Account
     from proxy.phases.admit import Admission
     from proxy.phases.authenticate import Principal
     from proxy.phases.exchange import Exchange, Phase
     from proxy.phases.forward import Answer
-    from proxy.phases.relay import Observation
+    from proxy.phases.observe import Observer
+    from proxy.phases.relay import Relayed
     from proxy.phases.route import Route
+    from proxy.phases.settle import Settlement
     from proxy.telemetry.metrics import Metrics
 
 
@@ -30,8 +33,11 @@ class Findings:
     principal: Principal | None = None
     admission: Admission | None = None
     route: Route | None = None
+    account: Account | None = None
     answer: Answer | None = None
-    observation: Observation | None = None
+    observer: Observer | None = None
+    relayed: Relayed | None = None
+    settlement: Settlement | None = None
     error: errors.ProxyError | None = None
     answered: int | None = None  # the status of an answer that is Sluice's own and no error
     ended_in: Phase | None = None
@@ -50,7 +56,7 @@ def status_of(findings: Findings) -> int:
 
 def outcome_of(findings: Findings) -> str:
     """One word for how it ended: ok, upstream_error, or the outcome of the error."""
-    failure = findings.observation.failure if findings.observation is not None else None
+    failure = findings.relayed.failure if findings.relayed is not None else None
     error = findings.error or failure
     if error is not None:
         return error.kind.outcome
@@ -68,7 +74,7 @@ def record(
 
 def _count(exchange: Exchange, findings: Findings, metrics: Metrics, duration_s: float) -> None:
     timeline = exchange.timeline
-    observed = findings.observation
+    observed = findings.relayed
     metrics.exchange_ended(
         key=findings.principal.key_id if findings.principal else "",
         model=findings.route.label if findings.route else "",
@@ -78,14 +84,27 @@ def _count(exchange: Exchange, findings: Findings, metrics: Metrics, duration_s:
         upstream=findings.route.upstream.name if findings.route else "",
         streamed=observed is not None and observed.events > 0,
         duration_s=duration_s,
-        time_to_first_byte_s=_since_arrival(exchange, exchange.downstream.first_byte_s),
-        overhead_s=_since_arrival(exchange, timeline.forwarded_s),
+        time_to_first_byte_s=since_arrival(exchange, exchange.downstream.first_byte_s),
+        overhead_s=since_arrival(exchange, timeline.forwarded_s),
     )
     if findings.aborted_by is not None and findings.ended_in is not None:
         metrics.aborted(findings.ended_in.value, findings.aborted_by)
+    settlement = findings.settlement
+    if settlement is not None and findings.principal is not None and findings.route is not None:
+        metrics.settled(
+            key=findings.principal.key_id,
+            model=findings.route.label,
+            grade=settlement.grade.value,
+            usage=settlement.usage,
+            cost_nano_usd=settlement.cost_nano_usd,
+            is_priced=settlement.is_priced,
+        )
+    if findings.observer is not None and findings.observer.faults:
+        metrics.accounting_faults(findings.observer.faults)
 
 
-def _since_arrival(exchange: Exchange, at_s: float | None) -> float | None:
+def since_arrival(exchange: Exchange, at_s: float | None) -> float | None:
+    """Seconds from the request's arrival to `at_s`; None if that never was."""
     return None if at_s is None else at_s - exchange.timeline.arrived_s
 
 
@@ -99,6 +118,23 @@ def _cause(error: BaseException) -> str:
     if isinstance(error, OSError) and error.errno is not None:
         return f"{errno.errorcode.get(error.errno, error.errno)}: {os.strerror(error.errno)}"
     return _cause(error.__cause__) if error.__cause__ is not None else type(error).__name__
+
+
+def _used(settlement: Settlement) -> dict[str, object]:
+    """What is charged, with the details that are not zero."""
+    usage = settlement.usage
+    details = {
+        name: value
+        for name, value in usage._asdict().items()
+        if value and name not in ("input_tokens", "output_tokens")
+    }
+    return {
+        "grade": settlement.grade.value,
+        "input_tokens": usage.input_tokens,
+        "output_tokens": usage.output_tokens,
+        **details,
+        "cost_usd": settlement.cost_nano_usd / 1_000_000_000,
+    }
 
 
 def _log(exchange: Exchange, findings: Findings, log: structlog.typing.FilteringBoundLogger, duration_s: float) -> None:
@@ -115,24 +151,26 @@ def _log(exchange: Exchange, findings: Findings, log: structlog.typing.Filtering
         "status": status_of(findings),
         "outcome": outcome_of(findings),
         "phase": findings.ended_in.value if findings.ended_in else None,
-        "attempts": int(timeline.forwarded_s is not None),
+        "attempts": findings.account.attempts if findings.account else 0,
         "duration_s": round(duration_s, 6),
         "phases_s": {name: round(spent, 6) for name, spent in timeline.spent_s().items()},
         "received_bytes": exchange.body.received_bytes,
         "sent_bytes": exchange.downstream.sent_bytes,
     }
-    first_byte_s = _since_arrival(exchange, exchange.downstream.first_byte_s)
+    first_byte_s = since_arrival(exchange, exchange.downstream.first_byte_s)
     if first_byte_s is not None:
         fields["first_byte_s"] = round(first_byte_s, 6)
     if findings.answer is not None:
         fields["upstream_status"] = findings.answer.stream.head.status
         fields["upstream_bytes"] = findings.answer.stream.received_bytes
         fields["reused"] = findings.answer.stream.reused
-    if findings.observation is not None:
-        fields["events"] = findings.observation.events
+    if findings.relayed is not None:
+        fields["events"] = findings.relayed.events
+    if findings.settlement is not None:
+        fields |= _used(findings.settlement)
     if findings.aborted_by is not None:
         fields["aborted_by"] = findings.aborted_by
-    error = findings.error or (findings.observation.failure if findings.observation else None)
+    error = findings.error or (findings.relayed.failure if findings.relayed else None)
     if error is not None:
         fields["blame"] = error.kind.blame.value
         # our own messages about downstream mistakes may quote a model's name: the outcome says enough

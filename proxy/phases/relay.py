@@ -8,6 +8,7 @@ without its end.
 
 from __future__ import annotations
 
+import asyncio
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -16,42 +17,60 @@ from proxy.core import errors
 from proxy.core.ending import EndingWatch, StreamShape
 from proxy.core.headers import header, to_downstream
 from proxy.core.sse import KEEPALIVE_COMMENT, EventScanner
-from proxy.phases.forward import MAX_ERROR_BODY_BYTES, AnswerKind
+from proxy.phases.forward import AnswerKind, read_error
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
     from proxy.core.headers import RawHeaders
     from proxy.phases.exchange import Exchange
     from proxy.phases.forward import Answer
+    from proxy.phases.observe import Observer
     from proxy.phases.route import Upstream
 
 # SDKs wait for the end of the body after `[DONE]`; an upstream that holds it open is left behind after this
 _AFTER_DONE_S: Final = 1.0
+# clients leave at the finish reason, and the usage comes behind it (protocol.md section 5.1)
+_AFTER_FINISH_S: Final = 2.0
 _ERROR_LINE: Final = re.compile(rb"(?:\A|[\r\n])error:")
 _TRUNCATED = "The upstream ended the stream before the answer was finished."
 _ERROR_FIELD = "The upstream reported an error in a form that clients do not see."
 
 
-@dataclass(slots=True)
-class Observation:
-    """What the answer turned out to be. `failure` is an error that the client was told of after the commit point."""
+@dataclass(frozen=True, slots=True)
+class Relayed:
+    """What went downstream. `failure` is an error that the client was told of after the commit point."""
 
     events: int = 0
     failure: errors.ProxyError | None = None
 
 
-async def relay(exchange: Exchange, answer: Answer, upstream: Upstream, keepalive_s: float | None) -> Observation:
+@dataclass(frozen=True, slots=True)
+class Accompaniment:
+    """What goes along with a relay: who watches it, and what must be true before its first byte.
+
+    `hide` takes out of released events what the client must not see; None: all passes.
+    """
+
+    observer: Observer
+    durable: Callable[[], Awaitable[None]]
+    hide: Callable[[bytes], bytes] | None
+
+
+async def relay(
+    exchange: Exchange, answer: Answer, upstream: Upstream, along: Accompaniment, keepalive_s: float | None
+) -> Relayed:
     """Send the answer downstream, to its end.
 
     Raises `ProxyError` only while nothing was sent; `ConnectionError` or cancellation when the client has left.
     """
+    await along.durable()
     if answer.kind is AnswerKind.EVENTS:
-        return await _EventRelay(exchange, answer).run(keepalive_s)
+        return await _EventRelay(exchange, answer, along).run(keepalive_s)
     if answer.kind is AnswerKind.ERROR:
         return await _relay_error(exchange, answer, upstream)
     await _start(exchange, answer, _announced(answer))
-    return await _relay_opaque(exchange, answer)
+    return await _relay_opaque(exchange, answer, along.observer)
 
 
 def sluice_headers(exchange: Exchange) -> RawHeaders:
@@ -81,35 +100,28 @@ async def _start(exchange: Exchange, answer: Answer, content_length: int | None,
     await exchange.downstream.start(answer.stream.head.status, headers, content_length)
 
 
-async def _relay_opaque(exchange: Exchange, answer: Answer) -> Observation:
+async def _relay_opaque(exchange: Exchange, answer: Answer, observer: Observer) -> Relayed:
     downstream = exchange.downstream
     try:
         while data := await answer.watchdog.read():
+            observer.saw(data)
             await downstream.write(data)
     except errors.ProxyError as error:
         downstream.cut()
-        return Observation(failure=error)
+        return Relayed(failure=error)
     await downstream.finish()
-    return Observation()
+    return Relayed()
 
 
-async def _relay_error(exchange: Exchange, answer: Answer, upstream: Upstream) -> Observation:
+async def _relay_error(exchange: Exchange, answer: Answer, upstream: Upstream) -> Relayed:
     """An error answer passes with its status and body, but never with the operator's credential in it."""
-    held = bytearray()
-    while data := await answer.watchdog.read():
-        held += data
-        if len(held) > MAX_ERROR_BODY_BYTES:
-            raise errors.ProxyError(
-                errors.UPSTREAM_PROTOCOL_ERROR,
-                f"The upstream answered {answer.stream.head.status} with a body over {MAX_ERROR_BODY_BYTES} bytes.",
-            )
-    body = _without(bytes(held), upstream.secrets)
+    body = _without(answer.first or await read_error(answer.stream, answer.watchdog), upstream.secrets)
     is_head = exchange.method == "HEAD"
     await _start(exchange, answer, _announced(answer) if is_head else len(body), upstream.secrets)
     if body and not is_head:
         await exchange.downstream.write(body)
     await exchange.downstream.finish()
-    return Observation()
+    return Relayed()
 
 
 def _without(text: bytes, secrets: Sequence[bytes]) -> bytes:
@@ -121,8 +133,10 @@ def _without(text: bytes, secrets: Sequence[bytes]) -> bytes:
 class _EventRelay:
     """The relay of a stream of events."""
 
-    def __init__(self, exchange: Exchange, answer: Answer) -> None:
+    def __init__(self, exchange: Exchange, answer: Answer, along: Accompaniment) -> None:
         self._exchange = exchange
+        self._observer = along.observer
+        self._hide = along.hide
         self._answer = answer
         self._watchdog = answer.watchdog
         self._downstream = exchange.downstream
@@ -130,7 +144,7 @@ class _EventRelay:
         self._ending = EndingWatch(exchange.endpoint.shape)
         self._dropped_after: int | None = None  # so many events are out, and half of one was held back and dropped
 
-    async def run(self, keepalive_s: float | None) -> Observation:
+    async def run(self, keepalive_s: float | None) -> Relayed:
         await _start(self._exchange, self._answer, None)
         if keepalive_s is not None:
             self._watchdog.keep_alive(keepalive_s, self._send_comment)
@@ -139,6 +153,10 @@ class _EventRelay:
             await self._relay_events()
         except errors.ProxyError as error:
             failure = None if self._is_whole() else error
+        except (ConnectionError, asyncio.CancelledError):
+            if self._ending.finish_seen and not self._scanner.done:
+                self._observer.rest = self._read_on
+            raise
         if failure is None:
             await self._downstream.finish()
         elif self._scanner.at_boundary or self._dropped_after is not None:
@@ -146,24 +164,42 @@ class _EventRelay:
             await self._downstream.finish()
         else:
             self._downstream.cut()  # half of an oversize event is out: nothing readable can follow it
-        return Observation(self._scanner.events if self._dropped_after is None else self._dropped_after, failure)
+        return Relayed(self._scanner.events if self._dropped_after is None else self._dropped_after, failure)
 
     async def _relay_events(self) -> None:
         feed, write, read = self._scanner.feed, self._downstream.write, self._watchdog.read
-        saw = self._ending.saw
+        saw, observe, hide = self._ending.saw, self._observer.saw, self._hide
         block = self._answer.first or await read()
         while block:
             block = feed(block)
             if block:
                 saw(block)
+                observe(block)
                 if self._ending.error_field_seen:
                     await self._stop_at_error_field(block)
-                writing, block = write(block), b""  # held by nobody here while a slow client makes this last
-                await writing
+                if hide is not None:
+                    block = hide(block)
+                if block:
+                    writing, block = write(block), b""  # held by nobody here while a slow client makes this last
+                    await writing
                 if self._is_whole():
                     self._watchdog.hurry(_AFTER_DONE_S)
             block = await read()
         await self._finish_events()
+
+    async def _read_on(self) -> None:
+        """After the client has left behind a finish reason: read for the usage, for a while, and write nothing."""
+        stream, scanner = self._answer.stream, self._scanner
+        self._watchdog.stop()
+        left = errors.ProxyError(errors.CLIENT_GONE, "The client has left.")
+        timer = asyncio.get_running_loop().call_later(_AFTER_FINISH_S, stream.fail, left)
+        try:
+            while not scanner.done and (block := await stream.read()):
+                self._observer.saw(scanner.feed(block))
+        except errors.ProxyError:
+            return  # what was seen until then has to do
+        finally:
+            timer.cancel()
 
     async def _finish_events(self) -> None:
         """Judge the answer, whose body has ended well.
@@ -178,6 +214,7 @@ class _EventRelay:
             self._dropped_after = events if between_events else None
             raise errors.ProxyError(errors.UPSTREAM_PROTOCOL_ERROR, _TRUNCATED)
         if rest:
+            self._observer.saw(rest)
             await self._downstream.write(rest)
         elif not scanner.at_boundary and not scanner.done:
             raise errors.ProxyError(errors.UPSTREAM_PROTOCOL_ERROR, _TRUNCATED)

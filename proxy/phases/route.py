@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 from urllib.parse import parse_qsl, quote, urlencode
 
 from proxy.core import headers
+from proxy.core.ending import StreamShape
 from proxy.core.patterns import is_pattern
 from proxy.phases.admit import model_not_found
 from proxy.phases.authenticate import CREDENTIAL_HEADERS, digest_of, secret_of
@@ -53,6 +54,7 @@ class Upstream:
         query: Mapping[str, str],
         secrets: Sequence[bytes],
         timeouts: Timeouts,
+        injects_usage: bool = False,
     ) -> None:
         self.name = name
         self.pool = pool
@@ -62,6 +64,7 @@ class Upstream:
         self.query = dict(query)
         self.secrets = tuple(secrets)
         self.timeouts = timeouts
+        self.injects_usage = injects_usage  # until it refuses `stream_options`
         self._turn = itertools.cycle(self.api_keys)
         self._host = (b"Host", host_header)
         self._extra = list(extra_headers)
@@ -93,12 +96,21 @@ class Upstream:
         return quote(target, safe="%/:=&?~#+!$,;'@()*[]-._|").encode("ascii")
 
 
+# what a configuration says of a model that it does not name
+MAX_OUTPUT_TOKENS: Final = 16384
+
+
 @dataclass(frozen=True, slots=True)
 class ModelRoute:
-    """What a pattern of `models` leads to. `rename` is the upstream's own name for the model."""
+    """What a pattern of `models` leads to. `rename` is the upstream's own name for the model.
+
+    `max_output_tokens` are reserved where a request names no maximum; `encoding` None: by the model's name.
+    """
 
     upstream: Upstream
     rename: str | None = None
+    max_output_tokens: int = MAX_OUTPUT_TOKENS
+    encoding: str | None = None
 
 
 class Router:
@@ -127,11 +139,17 @@ class Router:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """Where the exchange goes. `label` is the configured pattern: the `model` of metrics."""
+    """Where the exchange goes. `label` is the configured pattern: the `model` of metrics.
+
+    `served` is what the upstream calls the model; `asks_usage`: the request asks for usage although the client did not.
+    """
 
     upstream: Upstream
     label: str
+    model: ModelRoute
+    served: str | None
     request: UpstreamRequest
+    asks_usage: bool
 
 
 def route(exchange: Exchange, admission: Admission, router: Router, via: bytes) -> Route:
@@ -143,7 +161,10 @@ def route(exchange: Exchange, admission: Admission, router: Router, via: bytes) 
             raise model_not_found(exchange.endpoint.name, admission.model)
         label, chosen = found
     upstream = chosen.upstream
-    body, length = _body(exchange, admission, chosen.rename)
+    asks_usage = (
+        upstream.injects_usage and admission.usage_edit is not None and exchange.endpoint.shape is StreamShape.CHAT
+    )
+    body, length = _body(exchange, admission, chosen.rename, asks_usage=asks_usage)
     received = _received(exchange, admission, upstream)
     metered = exchange.endpoint.treatment is Treatment.METERED
     path = "/" + exchange.endpoint.name if metered else exchange.path
@@ -154,7 +175,7 @@ def route(exchange: Exchange, admission: Admission, router: Router, via: bytes) 
         body,
         length,
     )
-    return Route(upstream, label, request)
+    return Route(upstream, label, chosen, chosen.rename or admission.model, request, asks_usage)
 
 
 def _received(exchange: Exchange, admission: Admission, upstream: Upstream) -> RawHeaders:
@@ -172,12 +193,10 @@ def _received(exchange: Exchange, admission: Admission, upstream: Upstream) -> R
 
 
 def _body(
-    exchange: Exchange, admission: Admission, rename: str | None
+    exchange: Exchange, admission: Admission, rename: str | None, *, asks_usage: bool
 ) -> tuple[bytes | AsyncIterator[bytes], int | None]:
     """The body to send, and its length where it streams and the length is known."""
-    body = admission.body
-    if rename is not None and rename != admission.model:
-        body = admission.body_naming(rename)
+    body = admission.edited(rename if rename != admission.model else None, asks_usage=asks_usage)
     if admission.rest is None:
         return body, None
     if exchange.body.is_empty and not body:

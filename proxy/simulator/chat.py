@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from proxy.simulator.answers import completion_tokens
+from proxy.simulator.models import Telling
 from proxy.simulator.requests import EmbeddingBody, count_input, inputs_of, read_body
 
 if TYPE_CHECKING:
@@ -52,9 +53,8 @@ def error_events(error: dict[str, Any], _sent: int) -> Iterator[Event]:
     yield DONE
 
 
-def usage_of(ask: Ask, choices: Sequence[Choice]) -> dict[str, Any]:
-    """The `usage` object of chat and completions."""
-    output = completion_tokens(choices)
+def _usage_of(ask: Ask, output: int) -> dict[str, Any]:
+    """The `usage` object of chat and completions, `output` tokens into the answer."""
     return {
         "prompt_tokens": ask.prompt_tokens,
         "completion_tokens": output,
@@ -90,7 +90,7 @@ def chat_answer(ask: Ask, choices: Sequence[Choice], created: int) -> dict[str, 
         "created": created,
         "model": ask.model,
         "choices": shown,
-        "usage": usage_of(ask, choices),
+        **_whole_usage(ask, choices),
         "service_tier": "default",
         "system_fingerprint": _FINGERPRINT,
     }
@@ -107,33 +107,35 @@ def chat_events(ask: Ask, choices: Sequence[Choice], created: int) -> Iterator[E
         "system_fingerprint": _FINGERPRINT,
     }
 
-    def chunk(choice: Choice, delta: dict[str, Any], finish_reason: str | None, *, paced: bool = False) -> Event:
+    def chunk(
+        choice: Choice, delta: dict[str, Any], finish_reason: str | None, output: int, *, paced: bool = False
+    ) -> Event:
         shown = {"index": choice.index, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
-        return _chunk(head, ask, [shown], paced=paced)
+        return _chunk(head, ask, [shown], output, paced=paced)
 
     for choice in choices:
         content = None if choice.calls() else ""
-        yield chunk(choice, {"role": "assistant", "content": content, "refusal": None}, None)
-    for choice, delta in _turns(choices):
-        yield chunk(choice, _chat_delta(choice, delta), None, paced=True)
+        yield chunk(choice, {"role": "assistant", "content": content, "refusal": None}, None, 0)
+    for output, (choice, delta) in enumerate(_turns(choices), 1):
+        yield chunk(choice, _chat_delta(choice, delta), None, output, paced=True)
     for choice in choices:
-        yield chunk(choice, {}, choice.finish_reason)
+        yield chunk(choice, {}, choice.finish_reason, completion_tokens(choices))
     yield from _ending(head, ask, choices)
 
 
 def completion_answer(ask: Ask, choices: Sequence[Choice], created: int) -> dict[str, Any]:
     """A legacy completion that is not streamed."""
     shown = [_completion_choice(choice, choice.text, choice.finish_reason) for choice in choices]
-    return {**_completion_head(ask, created), "choices": shown, "usage": usage_of(ask, choices)}
+    return {**_completion_head(ask, created), "choices": shown, **_whole_usage(ask, choices)}
 
 
 def completion_events(ask: Ask, choices: Sequence[Choice], created: int) -> Iterator[Event]:
     """A legacy completion as a stream: the same object as without, a piece of text in each."""
     head = _completion_head(ask, created)
-    for choice, delta in _turns(choices):
-        yield _chunk(head, ask, [_completion_choice(choice, delta.text, None)], paced=True)
+    for output, (choice, delta) in enumerate(_turns(choices), 1):
+        yield _chunk(head, ask, [_completion_choice(choice, delta.text, None)], output, paced=True)
     for choice in choices:
-        yield _chunk(head, ask, [_completion_choice(choice, "", choice.finish_reason)])
+        yield _chunk(head, ask, [_completion_choice(choice, "", choice.finish_reason)], completion_tokens(choices))
     yield from _ending(head, ask, choices)
 
 
@@ -149,19 +151,34 @@ def embedding_answer(raw: bytes) -> tuple[Script, dict[str, Any]]:
         shown = base64.b64encode(packed).decode() if as_base64 else struct.unpack(f"<{dimensions}f", packed)
         data.append({"object": "embedding", "index": index, "embedding": shown})
     tokens = sum(map(count_input, inputs))
-    usage = {"prompt_tokens": tokens, "total_tokens": tokens}
-    return script, {"object": "list", "data": data, "model": body.model, "usage": usage}
+    usage = {} if script.telling is Telling.NEVER else {"usage": {"prompt_tokens": tokens, "total_tokens": tokens}}
+    return script, {"object": "list", "data": data, "model": body.model, **usage}
 
 
-def _chunk(head: dict[str, Any], ask: Ask, shown: list[dict[str, Any]], *, paced: bool = False) -> Event:
-    usage = {"usage": None} if ask.include_usage else {}
+def _whole_usage(ask: Ask, choices: Sequence[Choice]) -> dict[str, Any]:
+    """What says the usage in an answer that is not streamed."""
+    return {} if ask.script.telling is Telling.NEVER else {"usage": _usage_of(ask, completion_tokens(choices))}
+
+
+def _chunk(head: dict[str, Any], ask: Ask, shown: list[dict[str, Any]], output: int, *, paced: bool = False) -> Event:
+    """A chunk of a stream that has sent so many output tokens with it."""
+    usage: dict[str, Any] = {}
+    if ask.script.telling is Telling.EACH:
+        usage = {"usage": _usage_of(ask, output)}
+    elif _tells_at_end(ask):
+        usage = {"usage": None}
     return Event(msgspec.json.encode({**head, "choices": shown, **usage}), paced=paced)
 
 
 def _ending(head: dict[str, Any], ask: Ask, choices: Sequence[Choice]) -> Iterator[Event]:
-    if ask.include_usage:
-        yield Event(msgspec.json.encode({**head, "choices": [], "usage": usage_of(ask, choices)}))
+    if _tells_at_end(ask):
+        usage = _usage_of(ask, completion_tokens(choices))
+        yield Event(msgspec.json.encode({**head, "choices": [], "usage": usage}))
     yield DONE
+
+
+def _tells_at_end(ask: Ask) -> bool:
+    return ask.include_usage and ask.script.telling is Telling.OPENAI
 
 
 def _turns(choices: Sequence[Choice]) -> Iterator[tuple[Choice, Delta]]:

@@ -29,6 +29,14 @@ class Fault(enum.Enum):
     ERROR_EVENT = "error-event"
 
 
+class Telling(enum.Enum):
+    """Where an answer of chat or completions says what it used."""
+
+    OPENAI = "openai"  # whole answers always; streams in an event of its own, when asked
+    NEVER = "never"
+    EACH = "each"  # as Gemini: on every chunk of a stream, asked or not, the figures so far
+
+
 @dataclass(frozen=True, slots=True)
 class Script:
     """How one answer is played. The defaults are those of a name without instructions.
@@ -36,7 +44,7 @@ class Script:
     `answer_tokens`: length of the text in pieces, None for its natural length. `interval_s`: pause before each piece.
     `first_byte_s`: pause before the response headers. `status`: the HTTP error to answer with instead. `fault` happens
     after `fault_after_events` events. `split_bytes`: size of the single writes. `big_bytes`: size of one extra piece.
-    `flood_bytes`: how much text to send instead of the usual one.
+    `flood_bytes`: how much text to send instead of the usual one. `telling`: where usage is said.
     """
 
     answer_tokens: int | None = None
@@ -53,6 +61,8 @@ class Script:
     split_bytes: int | None = None
     big_bytes: int = 0
     flood_bytes: int = 0
+    telling: Telling = Telling.OPENAI
+    knows_stream_options: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +128,19 @@ _WORDS = (
     _fault_word(Fault.GARBAGE, "a broken chunk size: not HTTP any more; the connection stays open"),
     _Word(
         "not-a-stream", "not-a-stream", "one JSON answer although a stream was asked", lambda _: {"not_a_stream": True}
+    ),
+    _Word(
+        "no-stream-options",
+        "no-stream-options",
+        "400 for a request with stream_options, as old Azure",
+        lambda _: {"knows_stream_options": False},
+    ),
+    _Word("no-usage", "no-usage", "never says what it used, asked or not", lambda _: {"telling": Telling.NEVER}),
+    _Word(
+        "usage-each",
+        "usage-each",
+        "streams say the usage so far on every chunk (not in /responses)",
+        lambda _: {"telling": Telling.EACH},
     ),
     _Word("crlf", "crlf", "lines end in CR LF", lambda _: {"crlf": True}),
     _Word(

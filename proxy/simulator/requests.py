@@ -105,7 +105,7 @@ def read_body(raw: bytes, shape: type[B]) -> tuple[B, Script]:
     """The body of a request and the script its model name asks for.
 
     Raises `SimulatedError` 400 for what OpenAI would refuse: bad JSON, missing members, wrong types, and
-    `stream_options` without `stream`; and for a `sim-` name with unknown words.
+    `stream_options` without `stream`; for a `sim-` name with unknown words, and for what such a name refuses.
     """
     try:
         body = msgspec.json.decode(raw, type=shape)
@@ -118,9 +118,13 @@ def read_body(raw: bytes, shape: type[B]) -> tuple[B, Script]:
         message = "The 'stream_options' parameter is only allowed when 'stream' is enabled."
         raise SimulatedError(400, "invalid_request_error", None, message, "stream_options")
     try:
-        return body, read_model_name(body.model)
+        script = read_model_name(body.model)
     except UnknownWordError as error:
         raise SimulatedError(400, "invalid_request_error", "invalid_value", str(error), "model") from None
+    if getattr(body, "stream_options", None) is not None and not script.knows_stream_options:
+        message = "Unrecognized request argument supplied: stream_options"
+        raise SimulatedError(400, "invalid_request_error", None, message)
+    return body, script
 
 
 def ask_chat(raw: bytes) -> Ask:

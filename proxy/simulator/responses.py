@@ -12,6 +12,7 @@ import msgspec
 
 from proxy.simulator.answers import completion_tokens
 from proxy.simulator.chat import Event
+from proxy.simulator.models import Telling
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -108,7 +109,9 @@ class _Response:
             "role": "assistant",
         }
 
-    def _usage(self) -> dict[str, Any]:
+    def _usage(self) -> dict[str, Any] | None:
+        if self._ask.script.telling is Telling.NEVER:
+            return None
         output = completion_tokens([self._choice])
         return {
             "input_tokens": self._ask.prompt_tokens,

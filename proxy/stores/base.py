@@ -42,6 +42,10 @@ class Settled:
     first_byte_ms: int | None
 
 
+class LedgerProblem(Exception):  # noqa: N818 - it is the operator's to solve, and is shown as it is
+    """Why the ledger cannot be used, in words for the operator and without secrets."""
+
+
 class Entry(Protocol):
     """One exchange's row."""
 

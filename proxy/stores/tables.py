@@ -25,7 +25,9 @@ EXCHANGES: Final = sa.Table(
     sa.Column("started_ms", sa.BigInteger, nullable=False),
     sa.Column("reserved_tokens", sa.BigInteger, nullable=False),
     sa.Column("reserved_nano_usd", sa.BigInteger, nullable=False),
-    # the rest is null until the exchange is settled
+    # The rest is null until the exchange is settled. Of a dead worker's exchange, `outcome` is "interrupted", `grade`
+    # "unknown", `ended_ms` when the worker was last seen, `input_tokens` 0, `output_tokens` and `cost_nano_usd` as
+    # reserved, and the rest stays null: the columns that are added up always hold what is charged.
     sa.Column("ended_ms", sa.BigInteger),
     sa.Column("status", sa.Integer),
     sa.Column("outcome", sa.Text),

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from prometheus_client.metrics import MetricWrapperBase
     from prometheus_client.metrics_core import Metric
 
+    from proxy.core.usage import Usage
+
 OVERFLOW: Final = "other"
 
 # 10,000 label sets of a counter take some 0.3 s to render, of a histogram 3 s (libraries.md section 6)
@@ -40,6 +42,8 @@ _DURATION_BUCKETS_S: Final = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 60, 1
 # the promise is 1 ms at the median and 3 ms at p99; the upper end is a slowly uploaded body
 _OVERHEAD_BUCKETS_S: Final = (0.00025, 0.0005, 0.001, 0.002, 0.003, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1, 5, 30)
 _LAG_BUCKETS_S: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5)
+# a disk that syncs takes 1 ms, a database elsewhere 10; five seconds is where waiting ends
+_COMMIT_BUCKETS_S: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
 _LAG_INTERVAL_S: Final = 0.25
 
 _M = TypeVar("_M", bound="MetricWrapperBase")
@@ -83,6 +87,7 @@ class Metrics:
         GCCollector(registry=registry)
         self._define_exchanges()
         self._define_upstreams()
+        self._define_accounting()
         lag = "How late a timer of the event loop fired."
         self._lag = Histogram("sluice_event_loop_lag_seconds", lag, registry=registry, buckets=_LAG_BUCKETS_S)
         build = Gauge("sluice_build_info", "Always 1; the labels tell.", ("version", "python"), registry=registry)
@@ -120,6 +125,28 @@ class Metrics:
         )
         self._paused_seconds = self._counter(
             "sluice_backpressure_seconds_total", "Time upstreams waited for slow clients.", ("upstream",)
+        )
+
+    def _define_accounting(self) -> None:
+        self._tokens = self._counter(
+            "sluice_tokens_total",
+            "Tokens charged; no token is of two kinds.",
+            ("key", "model", "kind", "grade"),
+        )
+        self._cost = self._counter("sluice_cost_usd_total", "Money charged, in USD.", ("key", "model"))
+        self._unpriced = self._counter(
+            "sluice_unpriced_exchanges_total", "Exchanges charged nothing because nobody knows a price.", ("model",)
+        )
+        faults = "Answers that should have been readable for accounting and were not."
+        self._accounting_faults = Counter("sluice_accounting_faults_total", faults, registry=self._registry)
+        self._commit = Histogram(
+            "sluice_ledger_commit_seconds",
+            "A group of rows from its first statement to the end of its commit.",
+            registry=self._registry,
+            buckets=_COMMIT_BUCKETS_S,
+        )
+        self._ledger_queue = Gauge(
+            "sluice_ledger_queue", "Rows opened or settled that are not committed yet.", registry=self._registry
         )
 
     def _counter(self, name: str, documentation: str, labels: tuple[str, ...]) -> _Children[Counter]:
@@ -177,6 +204,35 @@ class Metrics:
         """Add what one exchange made its upstream wait."""
         self._pauses(upstream).inc(pauses)
         self._paused_seconds(upstream).inc(seconds)
+
+    def settled(self, *, key: str, model: str, grade: str, usage: Usage, cost_nano_usd: int, is_priced: bool) -> None:
+        """Add what one exchange is charged. The kinds add up: cached input is no `input`, reasoning no `output`."""
+        cached_tokens = min(usage.cached_tokens, usage.input_tokens)
+        reasoning_tokens = min(usage.reasoning_tokens, usage.output_tokens)
+        for kind, tokens in (
+            ("input", usage.input_tokens - cached_tokens),
+            ("cached", cached_tokens),
+            ("output", usage.output_tokens - reasoning_tokens),
+            ("reasoning", reasoning_tokens),
+        ):
+            if tokens:
+                self._tokens(key, model, kind, grade).inc(tokens)
+        if cost_nano_usd:
+            self._cost(key, model).inc(cost_nano_usd / 1_000_000_000)
+        if not is_priced:
+            self._unpriced(model).inc()
+
+    def accounting_faults(self, count: int) -> None:
+        """Count what could not be read of an answer."""
+        self._accounting_faults.inc(count)
+
+    def committed(self, seconds: float, rows: int) -> None:  # noqa: ARG002 - the histogram counts commits, not rows
+        """Note that the ledger has committed a group of rows. May be called from any thread."""
+        self._commit.observe(seconds)
+
+    def watch_ledger(self, waiting: Callable[[], int]) -> None:
+        """Show what `waiting` returns as `sluice_ledger_queue`."""
+        self._ledger_queue.set_function(waiting)
 
     def watch_log(self, log: CountsDrops) -> None:
         """Show what `log` dropped as `sluice_log_dropped_total`. To be called once."""

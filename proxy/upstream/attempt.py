@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 from proxy.core.errors import BAD_REQUEST, INTERNAL, UPSTREAM_STALE, UPSTREAM_TIMEOUT, ProxyError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
     from proxy.tasks import BackgroundTasks
     from proxy.upstream.connection import UpstreamConnection
@@ -129,9 +129,16 @@ class UpstreamStream:
 
 
 async def attempt(
-    pool: UpstreamPool, request: UpstreamRequest, *, first_byte_s: float | None, tasks: BackgroundTasks
+    pool: UpstreamPool,
+    request: UpstreamRequest,
+    *,
+    first_byte_s: float | None,
+    tasks: BackgroundTasks,
+    on_sent: Callable[[], None] = lambda: None,
 ) -> UpstreamStream:
     """Send the request and wait for the final response head, at most `first_byte_s` seconds of upstream silence.
+
+    `on_sent` is called when a connected upstream is given the request, once for each connection.
 
     Raises a `ProxyError` of kind UPSTREAM_UNREACHABLE or UPSTREAM_CONNECT_TIMEOUT (nothing was sent), UPSTREAM_TIMEOUT,
     UPSTREAM_PROTOCOL_ERROR, UPSTREAM_STALE (a kept-alive connection closed without a byte, and part of a streamed body
@@ -139,12 +146,14 @@ async def attempt(
     it raises or is cancelled, the connection is closed.
     """
     connection = await pool.acquire()
+    on_sent()
     try:
         return await _exchange(pool, connection, request, first_byte_s, tasks)
     except ProxyError as error:
         if error.kind is not UPSTREAM_STALE or not isinstance(request.body, bytes):
             raise
     connection = await pool.acquire(fresh=True)
+    on_sent()
     return await _exchange(pool, connection, request, first_byte_s, tasks)
 
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.core.body import MAX_MEMBERS, members, read_metered, read_model
+from proxy.core.body import MAX_MEMBERS, edited, members, read_metered, read_model
 from proxy.core.errors import BAD_REQUEST, INVALID_TYPE, MISSING_PARAMETER, ErrorKind, ProxyError
 
 SPACE = st.text(" \t\n\r", max_size=2).map(str.encode)
@@ -52,15 +52,15 @@ def renamed(body: bytes, model: str) -> bytes:
     """The body with another value where `read_model` says that its model stands."""
     _, span = read_model(body)
     assert span is not None
-    return body[: span[0]] + json.dumps(model).encode() + body[span[1] :]
+    return edited(body, [(*span, json.dumps(model).encode())])
 
 
 @given(bodies(), st.text(min_size=1))
 def test_an_edit_at_the_models_span_changes_the_model_and_nothing_else(body: bytes, model: str) -> None:
-    edited = renamed(body, model)
-    assert pairs(edited) == [(name, model if name == "model" else value) for name, value in pairs(body)]
-    assert read_model(edited)[0] == model
-    assert renamed(edited, "m") == renamed(body, "m")
+    shown = renamed(body, model)
+    assert pairs(shown) == [(name, model if name == "model" else value) for name, value in pairs(body)]
+    assert read_model(shown)[0] == model
+    assert renamed(shown, "m") == renamed(body, "m")
 
 
 @given(bodies())

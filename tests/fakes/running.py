@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import functools
 import json
 import os
+import shutil
+import tempfile
 import threading
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -15,6 +20,7 @@ from prometheus_client import CollectorRegistry
 from proxy.config.settings import (
     Config,
     KeyConfig,
+    LedgerConfig,
     LogConfig,
     ModelConfig,
     OpsConfig,
@@ -22,14 +28,15 @@ from proxy.config.settings import (
     ServerConfig,
     UpstreamConfig,
 )
-from proxy.config.values import Secret
+from proxy.config.values import Secret, SecretUrl
+from proxy.stores.database import migrate, open_database
 from proxy.supervisor import Worker
 from proxy.telemetry.logs import LogWriter, configure
 from proxy.telemetry.metrics import Metrics
 from tests.fakes.waiting import until
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping
+    from collections.abc import AsyncIterator, Iterator, Mapping
 
 KEY = "sk-test-key-0123456789"
 UPSTREAM_KEY = "sk-upstream-9876543210"
@@ -117,6 +124,28 @@ def upstream_config(url: str, **settings: Any) -> UpstreamConfig:
     return UpstreamConfig(base_url=url, **settings)
 
 
+@functools.cache
+def _fresh_ledger() -> bytes:
+    """An SQLite ledger without rows, to be copied: making one takes longer than most tests."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "ledger.db"
+        engine = open_database(f"sqlite:///{file}")
+        migrate(engine)
+        engine.dispose()
+        return file.read_bytes()
+
+
+@contextlib.contextmanager
+def fresh_ledger() -> Iterator[str]:
+    """The URL of a ledger in a folder of its own."""
+    folder = Path(tempfile.mkdtemp(prefix="sluice-"))
+    try:
+        (folder / "ledger.db").write_bytes(_fresh_ledger())
+        yield f"sqlite:///{folder}/ledger.db"
+    finally:
+        shutil.rmtree(folder)
+
+
 @contextlib.asynccontextmanager
 async def running(
     upstream: str | Mapping[str, UpstreamConfig],
@@ -127,31 +156,43 @@ async def running(
     keys: tuple[KeyConfig, ...] | None = None,
     log_level: str = "info",
     settings: Mapping[str, Any] | None = None,
+    ledger: str | None = None,
 ) -> AsyncIterator[Running]:
     """Run a proxy before `upstream`: one base URL, or named upstreams. `KEY` is accepted unless `keys` says otherwise.
 
-    At the end it is stopped without a drain, and must have nothing left.
+    Its ledger is at the URL `ledger`, else a fresh one. At the end it is stopped without a drain, and must have nothing
+    left.
     """
-    config = Config(
-        server=ServerConfig(port=0, **(server or {})),
-        ops=OpsConfig(port=0),
-        upstreams={"up": upstream_config(upstream)} if isinstance(upstream, str) else dict(upstream),
-        models=dict(models or {}),
-        plans=dict(plans or {}),
-        keys=(KeyConfig(id="team-a", secret=Secret(KEY)),) if keys is None else keys,
-        log=msgspec.convert({"level": log_level}, LogConfig),
-        **(settings or {}),
-    )
-    pipe = _Pipe()
-    writer = LogWriter(pipe)
-    metrics = Metrics(CollectorRegistry())
-    metrics.watch_log(writer)
-    worker = Worker(config, metrics, configure(config.log.level, config.log.format, writer))
-    await worker.start()
-    scheme = "https" if config.server.tls.certificate is not None else "http"
-    try:
-        yield Running(worker, metrics, pipe, scheme)
-    finally:
-        await worker.stop(0.0)
-        writer.close()
-        pipe.close()
+    with contextlib.ExitStack() as stack:
+        await asyncio.to_thread(_fresh_ledger)
+        url = ledger or stack.enter_context(fresh_ledger())
+        config = Config(
+            server=ServerConfig(port=0, **(server or {})),
+            ops=OpsConfig(port=0),
+            upstreams={"up": upstream_config(upstream)} if isinstance(upstream, str) else dict(upstream),
+            models=dict(models or {}),
+            plans=dict(plans or {}),
+            keys=(KeyConfig(id="team-a", secret=Secret(KEY)),) if keys is None else keys,
+            ledger=LedgerConfig(url=SecretUrl(url)),
+            log=msgspec.convert({"level": log_level}, LogConfig),
+            **(settings or {}),
+        )
+        pipe = _Pipe()
+        writer = LogWriter(pipe)
+        metrics = Metrics(CollectorRegistry())
+        metrics.watch_log(writer)
+        worker = Worker(config, metrics, configure(config.log.level, config.log.format, writer))
+        try:
+            await worker.start()
+        except BaseException:
+            await worker.stop(0.0)
+            writer.close()
+            pipe.close()
+            raise
+        scheme = "https" if config.server.tls.certificate is not None else "http"
+        try:
+            yield Running(worker, metrics, pipe, scheme)
+        finally:
+            await worker.stop(0.0)
+            writer.close()
+            pipe.close()

@@ -197,11 +197,11 @@ async def test_a_body_that_names_another_model_is_otherwise_the_same(name: str) 
         ):
             admission = await admit(exchange, principal(), LIMIT_BYTES)
             assert admission.model == "m"
-            naming = admission.body_naming(name)
+            naming = admission.edited(name, asks_usage=False)
             assert (naming[: len(start)], naming[-len(end) :]) == (start, end)
             assert json.loads(naming[len(start) : -len(end)]) == name
     form = await admit(arrived(UPLOAD, pieces=[MODEL_PART + FILE_PART], headers=FORM), principal(), LIMIT_BYTES)
-    assert form.body_naming(name) == MODEL_PART.replace(b"whisper", name.encode()) + FILE_PART
+    assert form.edited(name, asks_usage=False) == MODEL_PART.replace(b"whisper", name.encode()) + FILE_PART
 
 
 @pytest.mark.parametrize("path", ["/files", "/responses/r"])
@@ -210,7 +210,7 @@ async def test_the_bodies_of_stateful_endpoints_stream_unread(path: str) -> None
     exchange = arrived(STATEFUL, path=path, pieces=list(pieces), headers=FORM)
     admission = await admit(exchange, principal(endpoints=("stateful",)), LIMIT_BYTES)
     assert (admission.model, admission.body, exchange.body.received_bytes) == (None, b"", 0)
-    assert admission.body_naming("m") == b""
+    assert admission.edited("m", asks_usage=False) == b""
     assert await rest_of(admission) == pieces
 
 
@@ -259,6 +259,6 @@ async def test_other_types_could_hide_a_model_and_are_refused_unread(content_typ
 async def test_nothing_of_no_type_names_no_model() -> None:
     admission = await admit(arrived(UPLOAD, headers=[]), principal(), LIMIT_BYTES)
     assert (admission.model, admission.body, admission.rest) == (None, b"", None)
-    assert admission.body_naming("m") == b""
+    assert admission.edited("m", asks_usage=False) == b""
     assert (await refused(endpoint=UPLOAD)).kind is errors.BAD_REQUEST
     assert (await refused(b"model=m", endpoint=UPLOAD, headers=[])).kind is errors.BAD_REQUEST

@@ -10,11 +10,14 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from proxy.core import errors
+from proxy.core.usage import Grade, Usage
 from proxy.phases.admit import Admission
 from proxy.phases.exchange import Phase
 from proxy.phases.record import Findings, outcome_of, record, status_of
-from proxy.phases.relay import Observation
+from proxy.phases.relay import Relayed
+from proxy.phases.settle import Settlement
 from proxy.telemetry.metrics import Metrics
+from tests.fakes.accounts import account
 from tests.fakes.arrived import arrived, principal
 
 if TYPE_CHECKING:
@@ -55,15 +58,15 @@ def recorded(findings: Findings, exchange: Exchange | None = None) -> tuple[Line
 @pytest.mark.parametrize(
     ("findings", "status", "outcome"),
     [
-        (Findings(answer=answered(200), observation=Observation(3)), 200, "ok"),
-        (Findings(answer=answered(201), observation=Observation()), 201, "ok"),
-        (Findings(answer=answered(429), observation=Observation()), 429, "upstream_error"),
-        (Findings(answer=answered(503), observation=Observation()), 503, "upstream_error"),
+        (Findings(answer=answered(200), relayed=Relayed(3)), 200, "ok"),
+        (Findings(answer=answered(201), relayed=Relayed()), 201, "ok"),
+        (Findings(answer=answered(429), relayed=Relayed()), 429, "upstream_error"),
+        (Findings(answer=answered(503), relayed=Relayed()), 503, "upstream_error"),
         (Findings(answered=200), 200, "ok"),
         (Findings(error=FAILED), 504, "upstream_timeout"),
-        (Findings(answer=answered(200), observation=Observation(3, FAILED)), 200, "upstream_timeout"),
+        (Findings(answer=answered(200), relayed=Relayed(3, FAILED)), 200, "upstream_timeout"),
         (Findings(answer=answered(200), error=GONE), 499, "client_gone"),
-        (Findings(answer=answered(200), error=GONE, observation=Observation(1, FAILED)), 499, "client_gone"),
+        (Findings(answer=answered(200), error=GONE, relayed=Relayed(1, FAILED)), 499, "client_gone"),
         (Findings(), 500, "upstream_error"),
     ],
 )
@@ -124,7 +127,10 @@ def test_times_are_those_of_the_phases() -> None:
     marks = exchange.timeline.began_s
     for number, phase in enumerate(marks):
         marks[phase] = 100.0 + number * number  # seconds: 0, 1, 4, 9, 16
-    line, registry = recorded(Findings(error=FAILED, ended_in=Phase.FORWARD, aborted_by="idle"), exchange)
+    tried = account()
+    tried.attempts = 1
+    found = Findings(error=FAILED, ended_in=Phase.FORWARD, aborted_by="idle", account=tried)
+    line, registry = recorded(found, exchange)
     assert line.fields["phases_s"] == {"authenticate": 1.0, "admit": 3.0, "route": 5.0, "forward": 7.0}
     assert (line.fields["phase"], line.fields["attempts"], line.fields["aborted_by"]) == ("forward", 1, "idle")
     overhead = registry.get_sample_value("sluice_overhead_seconds_sum", {"endpoint": "chat/completions"})
@@ -155,3 +161,28 @@ def test_why_an_upstream_failed_is_said_without_what_others_wrote(cause: Excepti
     line, _ = recorded(Findings(error=error))
     assert line.fields["cause"] == said
     assert line.level == "warning"
+
+
+def test_what_is_charged_is_in_the_line_and_the_metrics() -> None:
+    usage = Usage(100, 50, cached_tokens=40, reasoning_tokens=20, audio_s=1.5)
+    settlement = Settlement(Grade.COUNTED, usage, 1_250_000_000, is_priced=True)
+    found = Findings(principal=principal(), route=routed(), settlement=settlement, answer=answered(200))
+    line, registry = recorded(found)
+    charged = {"grade": "counted", "input_tokens": 100, "output_tokens": 50, "cached_tokens": 40, "cost_usd": 1.25}
+    assert charged.items() <= line.fields.items()
+    assert (line.fields["reasoning_tokens"], line.fields["audio_s"]) == (20, 1.5)
+    assert "cache_write_tokens" not in line.fields, "zeros of details would only make the line longer"
+    labels = {"key": "team-a", "model": "gpt-*"}
+    kinds = {
+        kind: registry.get_sample_value("sluice_tokens_total", labels | {"kind": kind, "grade": "counted"})
+        for kind in ("input", "cached", "output", "reasoning")
+    }
+    assert kinds == {"input": 60, "cached": 40, "output": 30, "reasoning": 20}, "they add up to the two totals"
+    assert registry.get_sample_value("sluice_cost_usd_total", labels) == 1.25
+    assert registry.get_sample_value("sluice_unpriced_exchanges_total", {"model": "gpt-*"}) is None
+
+
+def test_what_nobody_knows_a_price_of_is_counted() -> None:
+    settlement = Settlement(Grade.EXACT, Usage(1, 1), 0, is_priced=False)
+    _, registry = recorded(Findings(principal=principal(), route=routed(), settlement=settlement))
+    assert registry.get_sample_value("sluice_unpriced_exchanges_total", {"model": "gpt-*"}) == 1

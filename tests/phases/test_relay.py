@@ -15,7 +15,8 @@ from proxy.core import errors
 from proxy.core.ending import StreamShape
 from proxy.core.sse import KEEPALIVE_COMMENT, MAX_EVENT_BYTES
 from proxy.phases.forward import MAX_ERROR_BODY_BYTES, Answer, AnswerKind
-from proxy.phases.relay import Observation, relay
+from proxy.phases.relay import Accompaniment, Relayed, relay
+from tests.fakes.accounts import accompaniment
 from tests.fakes.peers import FakeDownstream, FakeStream, exchange
 from tests.fakes.recordings import DONE, FINISH, RECORDINGS, ROLE, delta, response_event
 
@@ -38,10 +39,12 @@ async def _relay(
     first: bytes = b"",
     keepalive_s: float | None = None,
     downstream: FakeDownstream | None = None,
-) -> tuple[FakeDownstream, Observation]:
+    along: Accompaniment | None = None,
+) -> tuple[FakeDownstream, Relayed]:
     downstream = downstream or FakeDownstream()
     answer = Answer(cast("UpstreamStream", stream), stream.watchdog, kind, first)
-    observed = await relay(exchange(downstream, shape, method=method), answer, _UPSTREAM, keepalive_s)
+    alone = exchange(downstream, shape, method=method)
+    observed = await relay(alone, answer, _UPSTREAM, along or accompaniment(), keepalive_s)
     return downstream, observed
 
 

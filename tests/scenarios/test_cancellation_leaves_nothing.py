@@ -220,13 +220,13 @@ async def test_at_every_await(
         while reached:
             which += 1
             reached = await cancelled_at(which, proxy, case, monkeypatch)
-            assert app.pipeline.in_flight == 0
+            await until(lambda: app.pipeline.in_flight == 0, "it is settled")
             assert proxy.total("sluice_exchanges_in_flight") == 0
             assert proxy.total("sluice_requests_total") == which
             assert app.upstreams["up"].pool.open == 0
             await until(lambda: all(peer.sock.fileno() < 0 for peer in upstream.peers), "the upstream saw the end")
             await until(lambda: not (asyncio.all_tasks() - before), "no task left")
-            assert len(app.tasks) == 0
+            await until(lambda: len(app.tasks) == 0, "nothing is being settled")
         await proxy.exchange(which)
         assert len(proxy.exchanges) == which
         cancelled = [line for line in proxy.exchanges if "aborted_by" in line]

@@ -155,8 +155,12 @@ async def test_a_line_tells_what_is_known_and_nothing_else() -> None:
     assert streamed["upstream_bytes"] == streamed["sent_bytes"] > 0
     assert streamed["received_bytes"] == len(json.dumps(asked("m", stream=True)))
     assert 0 < streamed["first_byte_s"] <= streamed["duration_s"]
-    assert list(streamed["phases_s"]) == ["authenticate", "admit", "route", "forward", "relay"]
+    assert list(streamed["phases_s"]) == ["authenticate", "admit", "route", "forward", "relay", "settle"]
     assert (busy["upstream_status"], busy["reused"], busy["outcome"]) == (529, True, "upstream_error")
+    used = ("grade", "input_tokens", "output_tokens", "cost_usd")
+    assert (streamed["grade"], streamed["output_tokens"], streamed["cost_usd"]) == ("counted", 1, 0)
+    assert [busy[name] for name in used] == ["exact", 0, 0, 0], "an error costs nothing"
+    assert [name for name in used if name in bad] == []
     assert (bad["model"], bad["upstream"], bad["attempts"], bad["key_id"]) == (None, None, 0, "team-a")
     assert [name for name in ("upstream_status", "events", "aborted_by", "error", "fault") if name in bad] == []
 

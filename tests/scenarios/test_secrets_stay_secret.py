@@ -214,7 +214,8 @@ async def test_no_object_shows_a_secret_when_it_is_printed(monkeypatch: pytest.M
 
     def keep(exchange: Exchange, findings: Findings, *rest: Any) -> None:
         seen.extend((exchange, findings, findings.principal, findings.admission, findings.route, findings.answer))
-        seen.extend((findings.observation, findings.error, exchange.downstream, exchange.body))
+        seen.extend((findings.relayed, findings.account, findings.observer, findings.settlement))
+        seen.extend((findings.error, exchange.downstream, exchange.body))
         if findings.route is not None:
             seen.extend((findings.route.request, findings.route.upstream))
         if findings.answer is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from proxy.simulator.models import EXAMPLE_MODELS, MODEL_HELP, Fault, Script, UnknownWordError, read_model_name
+from proxy.simulator.models import EXAMPLE_MODELS, MODEL_HELP, Fault, Script, Telling, UnknownWordError, read_model_name
 
 
 @pytest.mark.parametrize(
@@ -24,6 +24,9 @@ from proxy.simulator.models import EXAMPLE_MODELS, MODEL_HELP, Fault, Script, Un
         ("sim-crlf-split-7-not-a-stream", Script(crlf=True, split_bytes=7, not_a_stream=True)),
         ("sim-big-3k-refusal", Script(big_bytes=3072, refuses=True)),
         ("sim-flood-100", Script(flood_bytes=100, interval_s=0.0)),
+        ("sim-no-usage-fast", Script(telling=Telling.NEVER, interval_s=0.0)),
+        ("sim-no-usage-usage-each", Script(telling=Telling.EACH)),
+        ("sim-no-stream-options", Script(knows_stream_options=False)),
         ("sim-slow-fast", Script(interval_s=0.0)),  # the last word counts
     ],
 )

@@ -1,0 +1,206 @@
+"""Hiding what asking for usage adds to a stream, so that a client that did not ask gets the bytes of its own request.
+
+An upstream that is asked for `include_usage` adds `"usage":null` to every chunk and one chunk without choices before
+`[DONE]` (protocol.md sections 1.1 and 5.1). Where it is not certain what it would have sent unasked, the bytes stay.
+`core/body.py` makes the request ask.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Final
+
+import msgspec
+
+_NAME: Final = b'"usage"'
+_NULL: Final = re.compile(rb'"usage"[ \t\n\r]*+:[ \t\n\r]*+null')
+_NO_CHOICES: Final = re.compile(rb'"choices"[ \t\n\r]*+:[ \t\n\r]*+\[[ \t\n\r]*+\]')
+_SPACE: Final = b" \t\n\r"
+_LF: Final = 0x0A
+_CR: Final = 0x0D
+
+# A chunk may have the member on other levels too (Groq). Each that is looked at costs a decode of the chunk, so with
+# more of them behind it, the one of the top level stays.
+_MOST_LOOKS: Final = 16
+
+# An event with its blank line (WHATWG HTML section 9.2.5). Groups are atomic, else a CR LF could be read as two ends.
+_EVENT: Final = re.compile(rb"(?:[^\r\n]++(?>\r\n|\n|\r))*+(?>\r\n|\n|\r)")
+_BLANK_LINE: Final = re.compile(rb"(?>\r\n|\n|\r)(?>\r\n|\n|\r)")
+_BOM: Final = b"\xef\xbb\xbf"
+
+# Members of a usage event that hold measurements and nothing of the answer: llama.cpp, Cerebras, vLLM.
+_MEASUREMENTS: Final = frozenset({"usage", "timings", "time_info", "metrics"})
+_X_GROQ_OF_USAGE: Final = frozenset({"id", "seed", "usage", "usage_breakdown"})
+
+REFUSING_STATUSES: Final = (400, 422)
+_MOST_ERROR_BYTES: Final = 65536
+
+
+class _Chunk(msgspec.Struct, gc=False):
+    """Enough of a chunk to see whether it is JSON, and whether it has a top-level `usage`."""
+
+    usage: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+
+
+_decode_chunk: Final = msgspec.json.Decoder(_Chunk).decode
+
+
+class UsageHider:
+    """Takes the usage out of a chat or completions stream whose client did not ask for it.
+
+    Give it the blocks that `EventScanner.feed` and `finish` release, in order. From whole events it removes the member
+    `"usage":null` of the top level, with its comma and white space; and it drops whole events that tell of nothing but
+    usage, all their lines but comments. What stays as it is: events that are not whole (oversize ones, the remainder of
+    a body) or that msgspec does not read, `"usage":null` where the JSON stands on several `data` lines, usage beside
+    choices, usage below the top level, comments.
+
+    A usage event takes along what is no part of the answer: ids, other scalars, and measurements, among them the
+    `timings` that llama.cpp would have put on the chunk before. An `error`, or an unknown member with something in its
+    object or list, keeps it.
+    """
+
+    __slots__ = ("_last", "_plain", "_wants_lf")
+
+    def __init__(self) -> None:
+        self._plain = True  # neither of the following
+        self._last = b""  # the last byte of a fragment, while an oversize event flows
+        self._wants_lf = False  # a dropped event ended in CR: an LF that follows is the other half of its line end
+
+    def hide(self, block: bytes) -> bytes:
+        """The block without what the injection added."""
+        if self._plain and block[-2:] == b"\n\n":
+            if (at := block.rfind(_NAME)) < 0:
+                return block
+            if (shown := _hidden_in_line(block, at)) is not None:
+                return shown
+        return self._hide_in_events(block) if block else b""
+
+    def _hide_in_events(self, block: bytes) -> bytes:
+        """`hide` for every other shape: several events, other line ends, `event` lines, comments, fragments."""
+        at = 0
+        if self._wants_lf and block.startswith(b"\n"):
+            block = block[1:]
+        elif self._last:
+            end = _BLANK_LINE.search(self._last + block)
+            at = end.end() - len(self._last) if end else len(block)
+            self._last = b"" if end else block[-1:]
+        self._wants_lf = False
+        kept = [block[:at]]
+        while at < len(block):
+            event = _EVENT.match(block, at)
+            if event is None:
+                kept.append(block[at:])
+                self._last = block[-1:]
+                break
+            at = event.end()
+            shown = _hidden_event(event[0])
+            kept.append(shown)
+            self._wants_lf = at == len(block) and block.endswith(b"\r") and shown[-2:] != event[0][-2:]
+        self._plain = not self._last and not self._wants_lf
+        return b"".join(kept)
+
+
+def _hidden_in_line(event: bytes, at: int) -> bytes | None:
+    """`_hidden_event` for the usual one, which is a single line and a blank one; None if this is not its shape."""
+    text = event[6:-2]
+    if event[:7] != b"data: {" or event[-2:] != b"\n\n" or _LF in text or _CR in text:
+        return None
+    shown = _hidden(text, at - 6)
+    if shown is text:
+        return event
+    return b"data: %b\n\n" % shown if shown else b""
+
+
+def _hidden_event(event: bytes) -> bytes:
+    """A whole event without what the injection added; of one that is dropped, the comments before it remain."""
+    if (at := event.rfind(_NAME)) < 0:
+        return event
+    if (usual := _hidden_in_line(event, at)) is not None:
+        return usual
+    head = _BOM if event.startswith(_BOM) else b""
+    lines = event[len(head) :].splitlines(keepends=True)
+    places = [place for place, line in enumerate(lines) if line.startswith(b"data:")]
+    if len(places) != 1:
+        text = b"\n".join(lines[place][5:].rstrip(b"\r\n") for place in places)
+        return head + _comments(lines) if _is_usage_only(text) else event
+    line = lines[places[0]]
+    text = line[5:].rstrip(b"\r\n")
+    shown = _hidden(text, text.rfind(_NAME))
+    if shown is text:
+        return event
+    if not shown:
+        return head + _comments(lines)
+    lines[places[0]] = line[:5] + shown + line[5 + len(text) :]
+    return head + b"".join(lines)
+
+
+def _comments(lines: list[bytes]) -> bytes:
+    return b"".join(line for line in lines if line.startswith(b":"))
+
+
+def _hidden(text: bytes, at: int) -> bytes:
+    """The JSON text of a chunk without its null usage; itself if it has none, empty if it tells of usage alone.
+
+    `at`: where the last `"usage"` of the text is. With both of its quotes that cannot be inside a JSON string.
+    """
+    looks = 0
+    while at >= 0 and looks < _MOST_LOOKS:
+        null = _NULL.match(text, at)
+        if null and (rest := _without_member(text, at, null.end())):
+            return rest
+        at = text.rfind(_NAME, 0, at)
+        looks += 1
+    return b"" if looks and _is_usage_only(text) else text
+
+
+def _without_member(text: bytes, start: int, end: int) -> bytes | None:
+    """The text without its member from `start` to `end`; None if that is not one of the top level, or not the only one.
+
+    What stands before it, closed by a brace, is an object only if it stood at the top level; likewise what follows.
+    """
+    before, after = text[:start].rstrip(_SPACE), text[end:]
+    try:
+        if before[-1:] == b",":
+            before = before[:-1].rstrip(_SPACE)
+            whole = _decode_chunk(before + b"}").usage is _decode_chunk(b'{"":0' + after).usage is msgspec.UNSET
+            return before + after if whole else None
+        if before.lstrip(_SPACE) != b"{":
+            return None
+        after = after.lstrip(_SPACE)
+        if after[:1] != b",":
+            return None
+        after = after[1:].lstrip(_SPACE)
+        return text[:start] + after if _decode_chunk(b"{" + after).usage is msgspec.UNSET else None
+    except (ValueError, RecursionError):
+        return None  # msgspec's errors are ValueErrors: not JSON, nothing is certain
+
+
+def _is_usage_only(text: bytes) -> bool:
+    """Whether this is the chunk that `include_usage` adds: no choices, a usage, and nothing else that may be answer."""
+    if not _NO_CHOICES.search(text):
+        return False
+    try:
+        chunk = msgspec.json.decode(text)
+    except (ValueError, RecursionError):
+        return False
+    if not isinstance(chunk, dict) or chunk.get("choices") != [] or not isinstance(chunk.get("usage"), dict):
+        return False
+    return not chunk.get("error") and not any(_may_be_content(name, value) for name, value in chunk.items())
+
+
+def _may_be_content(name: str, value: Any) -> bool:
+    """Whether a member may hold part of an answer: prompt_filter_results, moderation, citations, a failure at Groq."""
+    if not value or not isinstance(value, (dict, list)) or name in _MEASUREMENTS:
+        return False
+    return name != "x_groq" or not isinstance(value, dict) or not value.keys() <= _X_GROQ_OF_USAGE
+
+
+def refuses_stream_options(status: int, body: bytes) -> bool:
+    """Whether an upstream's error answer is about `stream_options`, as Mistral's 422 and older Azure versions' 400.
+
+    Only a guess: an error that quotes the request names them too. Believe it once the request went through without.
+    """
+    if status not in REFUSING_STATUSES:
+        return False
+    text = body[:_MOST_ERROR_BYTES]
+    return b"stream_options" in text or b"include_usage" in text

@@ -1,0 +1,96 @@
+"""The end of an exchange's account: what it used, what that costs, and the row of the ledger completed.
+
+Settling survives the cancellation of the exchange: where it takes time (a long text to count, the usage of a client
+that left after the last word) the pipeline runs it in a task of its own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from proxy.core import errors
+from proxy.core.pricing import cost_nano_usd
+from proxy.core.usage import Grade, Observation, Usage
+from proxy.phases.forward import AnswerKind
+from proxy.stores.base import Settled
+
+if TYPE_CHECKING:
+    from proxy.phases.account import Account
+    from proxy.phases.exchange import Exchange
+    from proxy.phases.observe import Observer
+    from proxy.phases.record import Findings
+
+_NOTHING_USED: Final = Observation(Grade.EXACT)
+_UNKNOWN: Final = Observation(Grade.UNKNOWN)
+
+
+@dataclass(frozen=True, slots=True)
+class Settlement:
+    """What is charged. `is_priced` is False where tokens were used and nobody knows their price."""
+
+    grade: Grade
+    usage: Usage
+    cost_nano_usd: int
+    is_priced: bool
+
+
+def observed_at_once(exchange: Exchange, findings: Findings, account: Account) -> Observation | None:
+    """What the exchange used; None where finding out takes time."""
+    error, observer = findings.error, findings.observer
+    if error is not None and error.kind.blame is not errors.Blame.DOWNSTREAM and not exchange.downstream.started:
+        return _NOTHING_USED  # whatever failed, the client got nothing but the error
+    if observer is None or findings.answer is None:
+        return _unanswered(findings, account)
+    if findings.answer.kind is AnswerKind.ERROR:
+        return _NOTHING_USED
+    if observer.rest is not None:
+        return None
+    observer.finish()
+    return observer.observe(account.prompt_tokens) if observer.is_quick else None
+
+
+async def observed_later(account: Account, observer: Observer) -> Observation:
+    """The same where it takes time: for the usage behind a finish reason, or to count a long text."""
+    if observer.rest is not None:
+        await observer.rest()
+    observer.finish()
+    return await observer.observe_beside(account.prompt_tokens)
+
+
+def _unanswered(findings: Findings, account: Account) -> Observation:
+    """What an exchange used whose client left before there was an answer, or whose request was wrong.
+
+    An upstream that was at work is to be paid: a stream has produced nothing yet beyond its prompt; any other answer
+    was being made where nobody sees it.
+    """
+    if not account.is_sent or findings.aborted_by is None:
+        return _NOTHING_USED
+    streamed = findings.admission is not None and findings.admission.streamed
+    return Observation(Grade.COUNTED, Usage(account.prompt_tokens)) if streamed else _UNKNOWN
+
+
+def settle(account: Account, observation: Observation) -> Settlement:
+    """Put a price on what was used, or on what was reserved where that is unknown."""
+    usage = account.reserved if observation.grade is Grade.UNKNOWN else observation.usage
+    if account.price is None:
+        return Settlement(observation.grade, usage, 0, is_priced=usage == Usage())
+    return Settlement(observation.grade, usage, cost_nano_usd(usage, account.price), is_priced=True)
+
+
+def enter(
+    account: Account, settlement: Settlement, *, ended_ms: int, status: int, outcome: str, first_byte_s: float | None
+) -> None:
+    """Complete the exchange's row; `first_byte_s` counts from the request's arrival."""
+    account.entry.settle(
+        Settled(
+            ended_ms=ended_ms,
+            status=status,
+            outcome=outcome,
+            grade=settlement.grade,
+            usage=settlement.usage,
+            cost_nano_usd=settlement.cost_nano_usd,
+            attempts=account.attempts,
+            first_byte_ms=None if first_byte_s is None else round(first_byte_s * 1000),
+        )
+    )

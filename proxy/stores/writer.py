@@ -1,0 +1,271 @@
+"""The ledger's writer: one thread that gathers rows into batches and commits them, again and again until it succeeds.
+
+The event loop hands rows over without a lock and without waiting: deques whose ends are atomic, and a flag that tells
+whether the thread must be woken. Waking it costs both sides a switch of the interpreter lock, so that it sleeps while a
+batch gathers, and is woken early only for what somebody waits for.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+
+from proxy.stores.database import own_cursor
+from proxy.stores.rows import MAX_ROWS, Row, upsert_for
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sqlalchemy import Engine
+
+    from proxy.stores.recovery import Housekeeping
+
+_log = logging.getLogger("sluice.ledger")
+
+
+@dataclass(frozen=True, slots=True)
+class Rhythm:
+    """When the writer does what, in seconds."""
+
+    # An opened row is wanted when the upstream answers, which takes a model tens of milliseconds at least. A settled
+    # one nobody waits for: alone it gathers longer, else it goes with the opened ones.
+    opened_gather_s: float = 0.015
+    settled_gather_s: float = 0.05
+    heartbeat_s: float = 5.0
+    sweep_pause_s: float = 0.02
+    first_retry_s: float = 0.1
+    last_retry_s: float = 2.0
+
+
+# what wakes the writer
+_NOTHING: Final = 0
+_HURRY: Final = 1
+_OPENED: Final = 2
+_ANY_ROW: Final = 3
+
+
+class Writer:
+    """Writes rows to a database from a thread of its own.
+
+    `told(rows, written)` is called from that thread after every commit and every failure, with the rows concerned;
+    `on_commit(seconds, rows)` after every commit.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        worker: str,
+        housekeeping: Housekeeping,
+        rhythm: Rhythm,
+        *,
+        told: Callable[[list[Row], bool], None],
+        ended: Callable[[], None],
+        on_commit: Callable[[float, int], None],
+    ) -> None:
+        self._engine = engine
+        self._worker = worker
+        self._housekeeping = housekeeping
+        self._rhythm = rhythm
+        self._told = told
+        self._ended = ended
+        self._on_commit = on_commit
+        self._upsert = upsert_for(engine.dialect)
+        self._opened: deque[Row] = deque()
+        self._settled: deque[Row] = deque()
+        self._batch: list[Row] = []  # in work, or kept because it could not be written
+        self._wakes_for = _NOTHING
+        self._wakes: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._hurried = False
+        self._give_up_s: float | None = None
+        self._retry_s = 0.0
+        self._beat_due_s = 0.0
+        self._sweeping = False
+        self.problem: str | None = None
+        self.finished_rows = 0
+        self._thread = threading.Thread(target=self._run, name="sluice-ledger", daemon=True)
+
+    @property
+    def waiting(self) -> int:
+        """Rows handed over that are not committed yet."""
+        return len(self._opened) + len(self._settled) + len(self._batch)
+
+    @property
+    def is_alive(self) -> bool:
+        """The thread runs."""
+        return self._thread.is_alive()
+
+    def start(self) -> None:
+        """Begin; once."""
+        self._thread.start()
+
+    def add_opened(self, row: Row) -> None:
+        """Take an opened row."""
+        self._opened.append(row)
+        self._wake(_OPENED)
+
+    def add_settled(self, row: Row) -> None:
+        """Take a row, handed over as opened before, that is now settled."""
+        self._settled.append(row)
+        self._wake(_ANY_ROW)
+
+    def hurry(self) -> None:
+        """Somebody waits for a row: commit what is there as soon as possible."""
+        self._hurried = True
+        self._wake(_HURRY)
+
+    def stop(self, patience_s: float) -> None:
+        """Write what is there and end; give up after `patience_s` seconds."""
+        self._give_up_s = time.monotonic() + patience_s
+        self._wakes.put(None)
+
+    def _wake(self, reason: int) -> None:
+        if self._wakes_for >= reason:
+            self._wakes_for = _NOTHING
+            self._wakes.put(None)
+
+    def _run(self) -> None:
+        while not self._is_over():
+            try:
+                with own_cursor(self._engine) as cursor:
+                    self._serve(cursor)
+            except Exception as error:  # noqa: BLE001 - whatever it is: a ledger without its thread loses everything
+                self._failed(error)
+                self._wait_to_retry()
+        self._tell_failure()
+        self._ended()
+
+    def _is_over(self) -> bool:
+        return self._give_up_s is not None and (not self.waiting or time.monotonic() > self._give_up_s)
+
+    def _serve(self, cursor: Any) -> None:
+        """Work until there is nothing left to do, or the database fails."""
+        while not self._is_over():
+            if time.monotonic() >= self._beat_due_s:
+                self._housekeeping.beat()
+                self._beat_due_s = time.monotonic() + self._rhythm.heartbeat_s
+                self._sweeping = True
+            self._write(cursor)
+            if self.problem is not None and not self._batch:
+                self._recovered()
+            if self._sweeping and not self._hurried and self._give_up_s is None:
+                self._sweep()
+            self._gather()
+        if not self.waiting:
+            self._housekeeping.leave()
+
+    def _sweep(self) -> None:
+        try:
+            self._sweeping = self._housekeeping.sweep()
+        except SQLAlchemyError as error:
+            # tidying up is no reason to refuse exchanges; if the database is gone, the next commit will tell
+            self._sweeping = False
+            _log.warning("the ledger could not be tidied up: %s", _describe(error))
+
+    def _gather(self) -> None:
+        """Wait until a batch or something else is due."""
+        woken = True
+        while woken and not (self._hurried or self._give_up_s is not None or self.waiting >= MAX_ROWS):
+            if self._opened:
+                woken = self._sleep(_HURRY, self._rhythm.opened_gather_s)
+            elif self._settled:
+                woken = self._sleep(_OPENED, self._rhythm.settled_gather_s)
+            elif self._sweeping:
+                woken = self._sleep(_ANY_ROW, self._rhythm.sweep_pause_s)
+            else:
+                woken = self._sleep(_ANY_ROW, max(self._beat_due_s - time.monotonic(), 0.0))
+
+    def _sleep(self, wakes_for: int, limit_s: float) -> bool:
+        """Sleep until woken, or until the time is over; whether something came."""
+        self._wakes_for = wakes_for
+        # what came before the loop could see the flag
+        came = self._hurried or (wakes_for >= _OPENED and self._opened) or (wakes_for >= _ANY_ROW and self._settled)
+        try:
+            if not came:
+                self._wakes.get(timeout=limit_s)
+        except queue.Empty:
+            return False
+        finally:
+            self._wakes_for = _NOTHING
+        return True
+
+    def _take(self) -> None:
+        """Fill the batch: what somebody may wait for first, each row once."""
+        self._hurried = False
+        rows: dict[Row, None] = {}
+        for waiting in (self._opened, self._settled):
+            while waiting and len(rows) < MAX_ROWS:
+                row = waiting.popleft()
+                if not row.finished:
+                    rows[row] = None
+        self._batch = list(rows)
+        if self._opened:
+            self._hurried = True
+
+    def _write(self, cursor: Any) -> None:
+        """Commit a batch, if there is one; on failure it stays, and whoever waits is told."""
+        if not self._batch:
+            self._take()
+        if not self._batch:
+            return
+        # a row may be settled while it is written as opened; then it comes again
+        settled = [row for row in self._batch if row.settled is not None]
+        statement, parameters = self._upsert([row.values(self._worker) for row in self._batch])
+        began_s = time.perf_counter()
+        cursor.execute(statement, parameters)
+        took_s = time.perf_counter() - began_s
+        batch = self._batch
+        for row in batch:
+            row.committed = True
+        for row in settled:
+            row.finished = True
+        self.finished_rows += len(settled)
+        self._batch = []
+        self._told(batch, True)
+        self._on_commit(took_s, len(batch))
+
+    def _failed(self, error: Exception) -> None:
+        began = self.problem is None
+        self.problem = _describe(error)
+        self._retry_s = self._rhythm.first_retry_s if began else min(2 * self._retry_s, self._rhythm.last_retry_s)
+        # the heartbeat is what tries whether the database is back, also when no row waits
+        self._beat_due_s = 0.0
+        if began:
+            _log.error("the ledger cannot be written: %s", self.problem)
+        self._tell_failure()
+
+    def _tell_failure(self) -> None:
+        # taken and put back: a deque must not be read while another thread adds to it
+        opened = [self._opened.popleft() for _ in range(len(self._opened))]
+        self._opened.extend(opened)
+        self._told([*self._batch, *opened], False)
+
+    def _recovered(self) -> None:
+        self.problem = None
+        _log.warning("the ledger can be written again; %d rows wait", self.waiting)
+
+    def _wait_to_retry(self) -> None:
+        deadline_s = time.monotonic() + self._retry_s
+        if self._give_up_s is not None:
+            deadline_s = min(deadline_s, self._give_up_s)
+        while (left_s := deadline_s - time.monotonic()) > 0:
+            try:
+                self._wakes.get(timeout=left_s)
+            except queue.Empty:
+                return
+            if self._give_up_s is not None:
+                return
+
+
+def _describe(error: Exception) -> str:
+    """What went wrong, without what a database may quote: hosts, users, values."""
+    cause = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
+    name = type(cause).__name__
+    # SQLite's messages are constants
+    return f"{name}: {cause}" if type(cause).__module__ == "sqlite3" else name
