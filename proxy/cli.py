@@ -213,6 +213,7 @@ def _banner(served: Served) -> None:
         f"  API        {served.base_url}",
         f"  operators  {served.ops_url}  (/metrics /healthz /readyz)",
         *(f"  upstream   {name}  {url}" for name, url in served.upstreams),
+        f"  ledger     {served.ledger}  (sluice usage, sluice keys)",
     ]
     if served.key is not None:
         lines.append(f"  key        {served.key}  (made for this run)")

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import msgspec
 from prometheus_client import CollectorRegistry
 
+from proxy import tokenizers
 from proxy.config.file import state_directory, wants_simulator, without_file
 from proxy.config.warnings import warnings
 from proxy.core.patterns import PatternTable, is_pattern
@@ -40,6 +41,7 @@ class Served:
     base_url: str
     ops_url: str
     upstreams: list[tuple[str, str]]
+    ledger: str
     warnings: list[str]
     key: str | None
     model: str
@@ -113,10 +115,17 @@ def _served(worker: Worker, key: str | None) -> Served:
         base_url=f"{scheme}://{_host(config.server.host)}:{worker.port}/v1",
         ops_url=f"http://{_host(config.ops.host)}:{worker.ops_port}",
         upstreams=upstreams,
-        warnings=warnings(config),
+        ledger=str(config.ledger.url),
+        warnings=[*warnings(config), *_about_counting()],
         key=key,
         model=_suggested_model(config),
     )
+
+
+def _about_counting() -> list[str]:
+    if tokenizers.installed():
+        return []
+    return ["tokens are estimated where an upstream does not say: pip install 'sluice-proxy[tokenizers]' counts them"]
 
 
 def _suggested_model(config: Config) -> str:
