@@ -27,7 +27,7 @@ from proxy.core.usage import Grade, Observation
 from proxy.phases.admit import admit
 from proxy.phases.authenticate import authenticate
 from proxy.phases.exchange import Phase, Treatment
-from proxy.phases.forward import forward
+from proxy.phases.forward import AnswerKind, forward
 from proxy.phases.live import Live, who_ended
 from proxy.phases.observe import Observer, reader_for
 from proxy.phases.record import outcome_of, record, since_arrival, status_of
@@ -212,9 +212,10 @@ class Pipeline:
         answer = await self._forward(exchange, admission, chosen, account)
         if answer.refuses_usage:
             answer.close()
-            chosen.upstream.injects_usage = False
-            chosen = findings.route = route(exchange, admission, self._router, self._via)
+            chosen = findings.route = route(exchange, admission, self._router, self._via, may_ask_usage=False)
             answer = await self._forward(exchange, admission, chosen, account)
+            if answer.kind is not AnswerKind.ERROR:  # else it may have been about something else that it quoted
+                chosen.upstream.injects_usage = False
         findings.answer = answer
         live.watchdog = answer.watchdog
         self._enter(exchange, Phase.RELAY)

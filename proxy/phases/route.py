@@ -152,7 +152,7 @@ class Route:
     asks_usage: bool
 
 
-def route(exchange: Exchange, admission: Admission, router: Router, via: bytes) -> Route:
+def route(exchange: Exchange, admission: Admission, router: Router, via: bytes, *, may_ask_usage: bool = True) -> Route:
     """Choose the upstream and write the request for it. Raises `ProxyError` 404 for an unknown model."""
     label, chosen = "", ModelRoute(router.default)
     if admission.model is not None:
@@ -161,9 +161,8 @@ def route(exchange: Exchange, admission: Admission, router: Router, via: bytes) 
             raise model_not_found(exchange.endpoint.name, admission.model)
         label, chosen = found
     upstream = chosen.upstream
-    asks_usage = (
-        upstream.injects_usage and admission.usage_edit is not None and exchange.endpoint.shape is StreamShape.CHAT
-    )
+    injectable = exchange.endpoint.shape is StreamShape.CHAT and admission.usage_edit is not None
+    asks_usage = may_ask_usage and injectable and upstream.injects_usage
     body, length = _body(exchange, admission, chosen.rename, asks_usage=asks_usage)
     received = _received(exchange, admission, upstream)
     metered = exchange.endpoint.treatment is Treatment.METERED
