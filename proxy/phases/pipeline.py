@@ -23,17 +23,16 @@ from typing import TYPE_CHECKING
 
 from proxy.core import errors
 from proxy.core.injection import UsageHider
-from proxy.core.usage import Grade, Observation
 from proxy.phases.admit import admit
+from proxy.phases.attempts import Attempts
 from proxy.phases.authenticate import authenticate
 from proxy.phases.exchange import Phase, Treatment
-from proxy.phases.forward import AnswerKind, forward
 from proxy.phases.live import Live, who_ended
 from proxy.phases.observe import Observer, reader_for
 from proxy.phases.record import outcome_of, record, since_arrival, status_of
 from proxy.phases.relay import Accompaniment, relay, sluice_headers
 from proxy.phases.route import route
-from proxy.phases.settle import enter, observed_at_once, observed_later, settle
+from proxy.phases.settle import UNKNOWN, enter, observed_at_once, observed_later, settle
 from proxy.phases.watchdog import StallWatch, send_whole
 
 if TYPE_CHECKING:
@@ -42,14 +41,14 @@ if TYPE_CHECKING:
     import structlog
 
     from proxy.core.headers import RawHeaders
+    from proxy.core.usage import Observation
     from proxy.phases.account import Account, Accounting
-    from proxy.phases.admit import Admission
     from proxy.phases.authenticate import Keyring, Principal
     from proxy.phases.exchange import Exchange
     from proxy.phases.forward import Answer
     from proxy.phases.models import Catalogue
     from proxy.phases.record import Findings
-    from proxy.phases.route import Route, Router, Upstream
+    from proxy.phases.route import Router, Upstream
     from proxy.tasks import BackgroundTasks
     from proxy.telemetry.metrics import Metrics
 
@@ -85,6 +84,7 @@ class Pipeline:
         self._catalogue = catalogue
         self._accounting = accounting
         self._limits = limits
+        self._attempts = Attempts(router, via, tasks, metrics, limits.write_stall_s)
         self._via = via
         self._tasks = tasks
         self._metrics = metrics
@@ -136,22 +136,32 @@ class Pipeline:
             self._end(exchange, findings)
             return
         self._enter(exchange, Phase.SETTLE)
-        observation = observed_at_once(exchange, findings, account)
+        observation: Observation | None = UNKNOWN
+        try:
+            observation = observed_at_once(exchange, findings, account)
+        except Exception as fault:  # noqa: BLE001 - an exchange must end, whatever is wrong with its account
+            self._accounting_fault(exchange, fault)
         if observation is None and observer is not None:
             live.task = self._tasks.start(self._settle_later(exchange, findings, account, observer), "settle")
             return
-        findings.settlement = settle(account, observation or Observation(Grade.UNKNOWN))
+        findings.settlement = settle(account, observation or UNKNOWN)
         self._end(exchange, findings)
 
     async def _settle_later(self, exchange: Exchange, findings: Findings, account: Account, observer: Observer) -> None:
-        observation = Observation(Grade.UNKNOWN)
+        observation = UNKNOWN
         try:
             observation = await observed_later(account, observer)
+        except Exception as fault:  # noqa: BLE001 - as above
+            self._accounting_fault(exchange, fault)
         finally:
             if findings.answer is not None:
                 findings.answer.close()
             findings.settlement = settle(account, observation)
             self._end(exchange, findings)
+
+    def _accounting_fault(self, exchange: Exchange, fault: Exception) -> None:
+        self._metrics.accounting_faults(1)
+        self._log.error("accounting fault", id=exchange.id, exc_info=fault)
 
     def _end(self, exchange: Exchange, findings: Findings) -> None:
         """Complete the row, write the line, and let go of the exchange."""
@@ -209,13 +219,8 @@ class Pipeline:
         chosen = findings.route = route(exchange, admission, self._router, self._via)
         account = findings.account = await self._accounting.open(exchange, admission, chosen)
         self._enter(exchange, Phase.FORWARD)
-        answer = await self._forward(exchange, admission, chosen, account)
-        if answer.refuses_usage:
-            answer.close()
-            chosen = findings.route = route(exchange, admission, self._router, self._via, may_ask_usage=False)
-            answer = await self._forward(exchange, admission, chosen, account)
-            if answer.kind is not AnswerKind.ERROR:  # else it may have been about something else that it quoted
-                chosen.upstream.injects_usage = False
+        chosen, answer = await self._attempts.answer(exchange, admission, chosen, account)
+        findings.route = chosen
         findings.answer = answer
         live.watchdog = answer.watchdog
         self._enter(exchange, Phase.RELAY)
@@ -223,28 +228,6 @@ class Pipeline:
         observer = findings.observer = Observer(reader, self._accounting.counting, account.encoding)
         along = Accompaniment(observer, account.entry.durable, UsageHider().hide if chosen.asks_usage else None)
         await self._relay(exchange, answer, chosen.upstream, along, live)
-
-    async def _forward(self, exchange: Exchange, admission: Admission, chosen: Route, account: Account) -> Answer:
-        """Forward, and count the attempt: an upstream is not to blame for a client that left or sent nonsense."""
-        result = "abandoned"
-        account.attempts += 1
-        try:
-            forwarded = await forward(
-                exchange,
-                admission,
-                chosen,
-                tasks=self._tasks,
-                write_stall_s=self._limits.write_stall_s,
-                on_sent=account.sent,
-            )
-            result = f"{forwarded.stream.head.status // 100}xx"
-        except errors.ProxyError as error:
-            if error.kind.blame is errors.Blame.UPSTREAM:
-                result = error.kind.outcome
-            raise
-        finally:
-            self._metrics.attempted(chosen.upstream.name, result)
-        return forwarded
 
     async def _relay(
         self, exchange: Exchange, answer: Answer, upstream: Upstream, along: Accompaniment, live: Live

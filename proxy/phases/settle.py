@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from proxy.phases.record import Findings
 
 _NOTHING_USED: Final = Observation(Grade.EXACT)
-_UNKNOWN: Final = Observation(Grade.UNKNOWN)
+UNKNOWN: Final = Observation(Grade.UNKNOWN)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,7 @@ def _unanswered(findings: Findings, account: Account) -> Observation:
     if not account.is_sent or findings.aborted_by is None:
         return _NOTHING_USED
     streamed = findings.admission is not None and findings.admission.streamed
-    return Observation(Grade.COUNTED, Usage(account.prompt_tokens)) if streamed else _UNKNOWN
+    return Observation(Grade.COUNTED, Usage(account.prompt_tokens)) if streamed else UNKNOWN
 
 
 def settle(account: Account, observation: Observation) -> Settlement:
