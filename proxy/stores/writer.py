@@ -34,10 +34,10 @@ _log = logging.getLogger("sluice.ledger")
 class Rhythm:
     """When the writer does what, in seconds."""
 
-    # An opened row is wanted when the upstream answers, which takes a model tens of milliseconds at least. A settled
-    # one nobody waits for: alone it gathers longer, else it goes with the opened ones.
-    opened_gather_s: float = 0.015
-    settled_gather_s: float = 0.05
+    # An opened row is wanted when the upstream answers: a model takes some hundred milliseconds to its first byte, and
+    # whoever waits earlier says so. Larger batches cost less: of 25 exchanges half of what they cost by eight.
+    opened_gather_s: float = 0.1
+    settled_gather_s: float = 0.1
     heartbeat_s: float = 5.0
     sweep_pause_s: float = 0.02
     first_retry_s: float = 0.1

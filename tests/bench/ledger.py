@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 import uvloop
 
 from proxy.core.usage import Grade, Usage
+from proxy.phases.exchange import new_exchange_id
 from proxy.stores.base import Opened, Settled
 from proxy.stores.database import migrate, open_database
 from proxy.stores.ledger import DatabaseLedger
@@ -63,7 +64,7 @@ def now_ms() -> int:
 
 async def exchange(number: int, load: Load, ledger: DatabaseLedger | None, figures: Figures) -> None:
     opened = Opened(
-        f"{number * 2_654_435_761 % 2**64:016x}{number:08x}",
+        new_exchange_id(),
         f"team-{number % 50}",
         "chat/completions",
         "gpt-4o-mini",
@@ -138,7 +139,7 @@ def main() -> None:
     arguments = parser.parse_args()
     head = ("exch/s", "think", "CPU µs/exch", "durable() p50", "p99 ms", "most waiting", "commits/s", "rows", "p99 ms")
     print("".join(f"{title:>14}" for title in head))
-    for per_second, think_s in ((500, 0.02), (500, 0.0), (2000, 0.02), (2000, 0.0)):
+    for per_second, think_s in ((500, 0.2), (500, 0.02), (500, 0.0), (2000, 0.2), (2000, 0.02), (2000, 0.0)):
         load = Load(per_second, think_s, arguments.seconds)
         with database(postgres=arguments.postgres) as url:
             figures, cpu_us = uvloop.run(measure(load, url))
