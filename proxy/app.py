@@ -161,8 +161,9 @@ def _prepare(config: Config) -> tuple[Engine, TokenCounter]:
     engine = open_database(config.ledger.url.reveal())
     try:
         migrate(engine)
-    except SQLAlchemyError as error:
-        raise LedgerProblem(f"the ledger {config.ledger.url} cannot be opened: {reason_of(error)}") from error
+    except (SQLAlchemyError, OSError) as error:
+        reason = reason_of(error) if isinstance(error, SQLAlchemyError) else error.strerror
+        raise LedgerProblem(f"the ledger {config.ledger.url} cannot be opened: {reason}") from error
     return engine, load(_encodings(config))
 
 

@@ -120,6 +120,7 @@ class Worker:
         for tls in self._tls:
             tls.close()
         await self.app.close()
+        self._is_open = False
 
     async def _idle(self, patience_s: float) -> None:
         """Wait until no exchange is live, or patience ends, or somebody is in a hurry."""

@@ -37,7 +37,7 @@ class Endpoint:
 
 
 def new_exchange_id() -> str:
-    """What `x-sluice-id` says and the log line has. It begins with the time, so that the ledger's rows stay in order."""
+    """What `x-sluice-id` says and the log line has. The time comes first, so that rows of the ledger stay in order."""
     return f"sl_{time.time_ns() // 1_000_000:011x}{secrets.token_hex(8)}"
 
 

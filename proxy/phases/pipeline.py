@@ -92,6 +92,7 @@ class Pipeline:
         self._clock = clock
         self._live: dict[Exchange, Live] = {}
         self._closed: errors.ProxyError | None = None
+        self._turn = asyncio.Lock()  # of settling
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -138,7 +139,7 @@ class Pipeline:
         self._enter(exchange, Phase.SETTLE)
         observation: Observation | None = UNKNOWN
         try:
-            observation = observed_at_once(exchange, findings, account)
+            observation = observed_at_once(findings, account)
         except Exception as fault:  # noqa: BLE001 - an exchange must end, whatever is wrong with its account
             self._accounting_fault(exchange, fault)
         if observation is None and observer is not None:
@@ -150,7 +151,7 @@ class Pipeline:
     async def _settle_later(self, exchange: Exchange, findings: Findings, account: Account, observer: Observer) -> None:
         observation = UNKNOWN
         try:
-            observation = await observed_later(account, observer)
+            observation = await observed_later(account, observer, self._turn)
         except Exception as fault:  # noqa: BLE001 - as above
             self._accounting_fault(exchange, fault)
         finally:
@@ -264,6 +265,7 @@ class Pipeline:
         if findings.account is not None:
             with contextlib.suppress(errors.ProxyError):  # then there is no row to miss: the error is told as it is
                 await findings.account.entry.durable()
+        findings.is_refused = True
         await self._respond(exchange, live, error.kind.status, errors.error_headers(error), errors.envelope(error))
 
     async def _respond(self, exchange: Exchange, live: Live, status: int, headers: RawHeaders, body: bytes) -> None:

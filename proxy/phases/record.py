@@ -40,6 +40,7 @@ class Findings:
     settlement: Settlement | None = None
     error: errors.ProxyError | None = None
     answered: int | None = None  # the status of an answer that is Sluice's own and no error
+    is_refused: bool = False  # the client got an error of Sluice's in place of an answer
     ended_in: Phase | None = None
     aborted_by: str | None = None  # client, idle, write_stall, total, drain
     fault: str | None = None  # the class of an exception that should not have been

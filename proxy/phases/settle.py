@@ -6,10 +6,10 @@ that left after the last word) the pipeline runs it in a task of its own.
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from proxy.core import errors
 from proxy.core.pricing import cost_nano_usd
 from proxy.core.usage import Grade, Observation, Usage
 from proxy.phases.forward import AnswerKind
@@ -17,7 +17,6 @@ from proxy.stores.base import Settled
 
 if TYPE_CHECKING:
     from proxy.phases.account import Account
-    from proxy.phases.exchange import Exchange
     from proxy.phases.observe import Observer
     from proxy.phases.record import Findings
 
@@ -35,26 +34,34 @@ class Settlement:
     is_priced: bool
 
 
-def observed_at_once(exchange: Exchange, findings: Findings, account: Account) -> Observation | None:
+def observed_at_once(findings: Findings, account: Account) -> Observation | None:
     """What the exchange used; None where finding out takes time."""
-    error, observer = findings.error, findings.observer
-    if error is not None and error.kind.blame is not errors.Blame.DOWNSTREAM and not exchange.downstream.started:
+    observer = findings.observer
+    if findings.is_refused:
         return _NOTHING_USED  # whatever failed, the client got nothing but the error
     if observer is None or findings.answer is None:
         return _unanswered(findings, account)
     if findings.answer.kind is AnswerKind.ERROR:
         return _NOTHING_USED
-    if observer.rest is not None:
+    if findings.relayed is None or findings.relayed.failure is not None:
         return None
     observer.finish()
     return observer.observe(account.prompt_tokens) if observer.is_quick else None
 
 
-async def observed_later(account: Account, observer: Observer) -> Observation:
-    """The same where it takes time: for the usage behind a finish reason, or to count a long text."""
+async def observed_later(account: Account, observer: Observer, turn: asyncio.Lock) -> Observation:
+    """The same where it takes time: for the usage behind a finish reason, or to count a text.
+
+    What broke off was probably not alone: clients and upstreams leave with all of their streams. `turn` lets one
+    settlement into each turn of the event loop, so that thirty do not become one long one.
+    """
     if observer.rest is not None:
         await observer.rest()
-    observer.finish()
+    async with turn:
+        await asyncio.sleep(0)
+        observer.finish()
+        if observer.is_quick:
+            return observer.observe(account.prompt_tokens)
     return await observer.observe_beside(account.prompt_tokens)
 
 

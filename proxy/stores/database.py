@@ -6,10 +6,12 @@ a reader that turns writer meets errors that no waiting cures. Secrets in a URL 
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from contextlib import contextmanager
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import sqlalchemy as sa
@@ -69,6 +71,20 @@ def own_cursor(engine: Engine) -> Iterator[Any]:
         yield connection.cursor()
     finally:
         connection.close()
+
+
+def file_of(engine: Engine) -> tuple[int, int] | None:
+    """Which file the path of an SQLite database names now: device and number. None for PostgreSQL, or for no file.
+
+    SQLite itself goes on writing into a file that was deleted or replaced, where nobody will ever find it.
+    """
+    if engine.url.database is None or engine.dialect.name != "sqlite":
+        return None
+    try:
+        found = Path(engine.url.database).stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def migrate(engine: Engine) -> None:
@@ -137,8 +153,16 @@ def _sqlite(url: URL) -> Engine:
 
     @sa.event.listens_for(engine, "do_connect")
     def _create(*_: object) -> None:
-        # SQLite gives the files beside it (-wal, -shm) the same mode; an existing file keeps its own
-        os.close(os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        # SQLite gives the files beside it (-wal, -shm) the same mode; an existing file keeps its own. That must not be
+        # opened here: closing it again would release the locks of every connection in this process (fcntl(2)), and
+        # another process would take the write-ahead log away from under them.
+        try:
+            os.close(os.open(file, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+        except FileExistsError:
+            if Path(file).is_dir():
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), file) from None
+            if not os.access(file, os.R_OK | os.W_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), file) from None
 
     @sa.event.listens_for(engine, "connect")
     def _set_up(connection: DBAPIConnection, _entry: ConnectionPoolEntry) -> None:

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
-from proxy.stores.database import own_cursor
+from proxy.stores.base import LedgerProblem
+from proxy.stores.database import file_of, own_cursor
 from proxy.stores.rows import MAX_ROWS, Row, upsert_for
 
 if TYPE_CHECKING:
@@ -146,8 +147,12 @@ class Writer:
 
     def _serve(self, cursor: Any) -> None:
         """Work until there is nothing left to do, or the database fails."""
+        file = file_of(self._engine)
         while not self._is_over():
             if time.monotonic() >= self._beat_due_s:
+                if file_of(self._engine) != file:
+                    self._engine.dispose()  # its connections, too, lead to the file that was
+                    raise LedgerProblem("the ledger's file was removed or replaced")
                 self._housekeeping.beat()
                 self._beat_due_s = time.monotonic() + self._rhythm.heartbeat_s
                 self._sweeping = True
@@ -267,5 +272,7 @@ def _describe(error: Exception) -> str:
     """What went wrong, without what a database may quote: hosts, users, values."""
     cause = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
     name = type(cause).__name__
+    if isinstance(cause, LedgerProblem):
+        return str(cause)
     # SQLite's messages are constants
     return f"{name}: {cause}" if type(cause).__module__ == "sqlite3" else name

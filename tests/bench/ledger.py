@@ -1,6 +1,6 @@
 """What the ledger costs: CPU of an exchange's rows, how long an exchange waits for them, whether the queue grows.
 
-    python tests/bench/ledger.py [--postgres]
+    python -m tests.bench.ledger [--postgres]
 
 Exchanges begin at a steady rate, wait for an upstream that thinks, for their row, and end. CPU is this process's, all
 threads, less that of the same load without a ledger; PostgreSQL's own processes are not in it.

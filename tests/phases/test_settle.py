@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import itertools
 from decimal import Decimal
 from types import SimpleNamespace
 from typing import Any, cast
@@ -9,13 +11,15 @@ from typing import Any, cast
 import pytest
 
 from proxy.core import errors
+from proxy.core.answers import EventAnswer
 from proxy.core.pricing import Price
 from proxy.core.usage import Grade, Observation, Usage
 from proxy.phases.forward import AnswerKind
 from proxy.phases.record import Findings
-from proxy.phases.settle import Settlement, enter, observed_at_once, settle
+from proxy.phases.relay import Relayed
+from proxy.phases.settle import Settlement, enter, observed_at_once, observed_later, settle
 from tests.fakes.accounts import RESERVED, MemoryEntry, account, observer
-from tests.fakes.arrived import arrived
+from tests.fakes.recordings import delta
 
 NOTHING = Observation(Grade.EXACT)
 UNREACHABLE = errors.ProxyError(errors.UPSTREAM_UNREACHABLE, "refused")
@@ -34,26 +38,43 @@ def findings(*, streamed: bool = True, kind: AnswerKind | None = None, **found: 
 @pytest.mark.parametrize(
     ("found", "sent", "observation"),
     [
-        (findings(error=UNREACHABLE), True, NOTHING),
-        (findings(error=UNREACHABLE, kind=AnswerKind.EVENTS), True, NOTHING),
-        (findings(error=UNRECORDED, kind=AnswerKind.OPAQUE), True, NOTHING),
+        (findings(error=UNREACHABLE, is_refused=True), True, NOTHING),
+        (findings(error=UNREACHABLE, is_refused=True, kind=AnswerKind.EVENTS), True, NOTHING),
+        (findings(error=UNRECORDED, is_refused=True, kind=AnswerKind.OPAQUE), True, NOTHING),
         (findings(kind=AnswerKind.ERROR), True, NOTHING),
         (findings(error=GONE, aborted_by="client"), False, NOTHING),
         (findings(error=GONE, aborted_by="client"), True, Observation(Grade.COUNTED, Usage(7))),
         (findings(error=GONE, aborted_by="client", streamed=False), True, Observation(Grade.UNKNOWN)),
         (findings(error=GONE, aborted_by="client", kind=AnswerKind.ERROR), True, NOTHING),
-        (findings(kind=AnswerKind.OPAQUE), True, Observation(Grade.UNKNOWN)),
+        (findings(kind=AnswerKind.OPAQUE, relayed=Relayed()), True, Observation(Grade.UNKNOWN)),
     ],
 )
 def test_what_was_used_without_looking_at_an_answer(found: Findings, *, sent: bool, observation: Observation) -> None:
-    assert observed_at_once(arrived(), found, account(sent=sent)) == observation
+    assert observed_at_once(found, account(sent=sent)) == observation
 
 
-def test_a_rest_to_read_takes_time() -> None:
-    found = findings(kind=AnswerKind.EVENTS, error=GONE, aborted_by="client")
-    assert found.observer is not None
-    found.observer.rest = lambda: cast("Any", None)
-    assert observed_at_once(arrived(), found, account()) is None
+@pytest.mark.parametrize("how", [{"error": GONE, "aborted_by": "client"}, {"relayed": Relayed(failure=UNREACHABLE)}])
+def test_what_broke_off_is_settled_in_its_turn(how: dict[str, Any]) -> None:
+    assert observed_at_once(findings(kind=AnswerKind.EVENTS, **how), account()) is None
+
+
+async def test_each_turn_of_the_loop_settles_one() -> None:
+    loop, turn = asyncio.get_running_loop(), asyncio.Lock()
+    turns, settled = itertools.count(), []
+
+    async def settling() -> None:
+        watching = observer(EventAnswer())
+        watching.saw(delta("two words"))
+        watching.finish = lambda: settled.append(now[0])  # type: ignore[method-assign]  # to see when
+        assert await observed_later(account(), watching, turn) == Observation(Grade.COUNTED, Usage(7))
+
+    now = [next(turns)]
+    tasks = [loop.create_task(settling()) for _ in range(5)]
+    while not all(task.done() for task in tasks):
+        await asyncio.sleep(0)
+        now[0] = next(turns)
+    await asyncio.gather(*tasks)
+    assert len(set(settled)) == 5
 
 
 PRICE = Price(input=Decimal(2), output=Decimal(8))
