@@ -10,13 +10,12 @@ import pytest
 
 from proxy.config.settings import KeyConfig, PlanConfig
 from proxy.config.values import Secret
+from tests.fakes.framed import cut_at_random, framed
 from tests.fakes.line import LAST_CHUNK, chunk, head, line
 from tests.fakes.recordings import CHAT, DONE, FINISH, IMAGES, RECORDINGS, ROLE
 from tests.fakes.running import KEY
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from tests.fakes.recordings import Recording
 
 _STREAM = b'{"model":"m","stream":true}'
@@ -24,24 +23,6 @@ _STATEFUL: Final[dict[str, Any]] = {
     "plans": {"all": PlanConfig(endpoints=("inference", "stateful"))},
     "keys": (KeyConfig(id="team-a", secret=Secret(KEY), plan="all"),),
 }
-
-
-def _framed(body: bytes, framing: str, draw: random.Random) -> bytes:
-    """The whole answer on the wire."""
-    if framing == "length":
-        return head("200 OK", "text/event-stream", f"Content-Length: {len(body)}", chunked=False) + body
-    if framing == "close":
-        return head(chunked=False) + body
-    return head() + b"".join(chunk(piece) for piece in _cut(body, draw)) + LAST_CHUNK
-
-
-def _cut(data: bytes, draw: random.Random) -> Iterator[bytes]:
-    """Pieces of drawn lengths, mostly short."""
-    start = 0
-    while start < len(data):
-        end = start + draw.choice((1, 2, 3, 7, 31, 120, 500))
-        yield data[start:end]
-        start = end
 
 
 @pytest.mark.parametrize("recording", RECORDINGS.values(), ids=RECORDINGS.keys())
@@ -52,9 +33,13 @@ async def test_a_stream_arrives_as_it_was_sent(recording: Recording) -> None:
     cuttings += [(draw.choice(("chunked", "length", "close")), "drawn") for _ in range(4)]
     async with line() as way:
         for framing, cutting in cuttings:
-            wire = _framed(recording.body, framing, draw)
+            wire = framed(recording.body, framing, draw)
             step = {"whole": len(wire), "bytes": 1}.get(cutting)
-            pieces = list(_cut(wire, draw)) if step is None else [wire[i : i + step] for i in range(0, len(wire), step)]
+            pieces = (
+                list(cut_at_random(wire, draw))
+                if step is None
+                else [wire[i : i + step] for i in range(0, len(wire), step)]
+            )
             answer = await way.answered(pieces, recording.path, _STREAM)
             assert answer.body == recording.body, (framing, cutting)
             assert answer.whole, (framing, cutting)
