@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-from typing import Any, Final, NamedTuple, cast
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
@@ -24,7 +24,7 @@ _BETWEEN_NAMED: Final = re.compile(rb"\n\nevent: [^\n]*\ndata: ")
 PAIRS: Final = (b"\n\n", b"\r\r", b"\n\r")
 
 # Where an event has what matters of it, if it is too large to be decoded.
-_PATHS: Final = (("type",), ("usage",), ("response", "usage"), ("x_groq", "usage"))
+_PATHS: Final = (("type",), ("usage",), ("response", "usage"), ("response", "background"), ("x_groq", "usage"))
 
 # Large events of these kinds repeat text that came before, or hold none that the model wrote.
 _REPEATS: Final = (".done", ".created", ".queued", ".in_progress", ".completed", ".incomplete", ".failed", ".cancelled")
@@ -76,9 +76,13 @@ class Choice(msgspec.Struct, gc=False):
 
 
 class Holder(msgspec.Struct, gc=False):
-    """An object within which usage may stand: `response` of a responses event, `x_groq`."""
+    """An object within which usage may stand: `response` of a responses event, `x_groq`.
+
+    `background`: the response is made whether anybody listens or not.
+    """
 
     usage: Any = None
+    background: Any = None
 
 
 class Item(msgspec.Struct, gc=False):
@@ -101,6 +105,7 @@ class Said(msgspec.Struct, gc=False):
     error: Any = None
     text: Any = None
     output: Any = None
+    status: Any = None
 
 
 class Events(NamedTuple):
@@ -143,26 +148,20 @@ class LargeEvent:
         """What could be read of the event: nothing, if it is complete and its JSON is not."""
         if self.faults:
             return Said()
-        kind = loaded(self._walk, ("type",))
+        kind = self._walk.loaded(("type",))
         return Said(
             type=kind if isinstance(kind, str) else None,
-            usage=loaded(self._walk, ("usage",)),
-            response=Holder(loaded(self._walk, ("response", "usage"))),
-            x_groq=Holder(loaded(self._walk, ("x_groq", "usage"))),
+            usage=self._walk.loaded(("usage",)),
+            response=Holder(
+                self._walk.loaded(("response", "usage")), self._walk.loaded(("response", "background")) is True
+            ),
+            x_groq=Holder(self._walk.loaded(("x_groq", "usage"))),
         )
 
 
 def repeats(said: Said) -> bool:
     """True if the event is of a kind that adds no output text."""
     return said.type is not None and said.type.endswith(_REPEATS)
-
-
-def loaded(walk: JsonWalk, path: tuple[str, ...]) -> object:
-    """The value at a path of the walk, None if there is none or it cannot be read."""
-    try:
-        return cast("object", json.loads(walk.values.get(path, b"null")))
-    except (ValueError, RecursionError):
-        return None
 
 
 _ONE: Final = msgspec.json.Decoder(Said)
@@ -241,6 +240,7 @@ def _lenient(raw: object) -> Said:
         error=raw.get("error"),
         text=raw.get("text"),
         output=raw.get("output"),
+        status=raw.get("status"),
     )
 
 
@@ -283,7 +283,7 @@ def _function(raw: object) -> Function | None:
 
 
 def _holder(raw: object) -> Holder | None:
-    return Holder(raw.get("usage")) if isinstance(raw, dict) else None
+    return Holder(raw.get("usage"), raw.get("background")) if isinstance(raw, dict) else None
 
 
 def _dicts(raw: object) -> list[dict[str, Any]]:

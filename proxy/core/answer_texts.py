@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
+from proxy.core.tokens import cut
+
 if TYPE_CHECKING:
     from proxy.core.answer_events import Choice, Function, Message, Said
 
@@ -125,13 +127,22 @@ class AnswerTexts:
             self.chars += len(text)
         self._pieces.clear()
 
-    def take(self) -> list[str]:
-        """The texts since the last time, each of one voice."""
+    def take(self, most_chars: int | None = None) -> list[str]:
+        """The texts since the last time, each of one voice; of more than `most_chars` the first that many, or fewer."""
         self.join()
-        texts = [text for text in self._texts.values() if text]
-        self._texts.clear()
-        self.chars = 0
-        return texts
+        left_chars = self.chars if most_chars is None else most_chars
+        texts = []
+        for voice, text in list(self._texts.items()):
+            if left_chars <= 0:
+                break
+            taken = self._texts.pop(voice)
+            if len(text) > left_chars:
+                end = cut(text, 0, left_chars)
+                taken, self._texts[voice] = text[:end], text[end:]
+            texts.append(taken)
+            left_chars -= len(text)
+            self.chars -= len(taken)
+        return [text for text in texts if text]
 
     def _put(self, voice: _Voice, text: str) -> None:
         pieces = self._pieces.get(voice)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, TypeGuard
 
+from proxy.core.tokens import MAX_TOKENS
 from proxy.core.usage import Usage
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-# Beyond this a JSON number is not exact in every parser (RFC 8259 section 6), and no answer is that long.
-_MAX_TOKENS: Final = 2**53
+    from proxy.core.answer_events import Said
 
 # A year of audio: what is longer is no duration of a file that was uploaded.
 _MAX_AUDIO_S: Final = 366 * 86400.0
@@ -25,9 +25,9 @@ _OUTPUT_DETAILS: Final = ("completion_tokens_details", "output_tokens_details", 
 def read_usage(said: object, *, input_only: bool = False) -> Usage | None:
     """What a usage object says, None if it cannot be believed.
 
-    Not believed: no object; all zeros, as Ollama's placeholder; a total that is negative or above 2**53; one that is
-    missing and does not follow from the others. `input_only`: the endpoint has no output (embeddings), so that what is
-    not said of it is 0 and a lone `total_tokens` is the input.
+    Not believed: no object; all zeros, as Ollama's placeholder; a total that is negative or above `MAX_TOKENS`; one
+    that is missing and does not follow from the others. `input_only`: the endpoint has no output (embeddings), so that
+    what is not said of it is 0 and a lone `total_tokens` is the input.
     """
     if not isinstance(said, dict):
         return None
@@ -52,6 +52,13 @@ def read_usage(said: object, *, input_only: bool = False) -> Usage | None:
     if not input_tokens and not output_tokens:
         return None
     return _detailed(said, input_tokens, output_tokens)
+
+
+def usage_of(said: Said) -> Usage | None:
+    """The usage of an event, wherever it stands in it."""
+    holders = (said, said.response, said.x_groq)
+    usages = (read_usage(holder.usage) for holder in holders if holder is not None and holder.usage is not None)
+    return next((usage for usage in usages if usage is not None), None)
 
 
 def _detailed(said: Mapping[str, object], input_tokens: int, output_tokens: int) -> Usage:
@@ -92,7 +99,7 @@ def _is_number(value: object) -> TypeGuard[int | float]:
 
 def _tokens(value: object) -> int | None:
     """The number of tokens, None for what is none (NaN and infinity too). Some upstreams write integers as floats."""
-    if not _is_number(value) or not 0 <= value <= _MAX_TOKENS:
+    if not _is_number(value) or not 0 <= value <= MAX_TOKENS:
         return None
     return int(value)
 

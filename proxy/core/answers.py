@@ -9,9 +9,9 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Final, Protocol
 
-from proxy.core.answer_events import PAIRS, Events, LargeEvent, Said, loaded, read_events, read_json, repeats
+from proxy.core.answer_events import PAIRS, Events, LargeEvent, Said, read_events, read_json, repeats
 from proxy.core.answer_texts import AnswerTexts
-from proxy.core.answer_usage import read_usage
+from proxy.core.answer_usage import read_usage, usage_of
 from proxy.core.json_walk import JsonWalk
 from proxy.core.sse import MAX_EVENT_BYTES
 
@@ -31,17 +31,11 @@ _DONE_EVENT: Final = b"data: [DONE]\n\n"
 _BOM: Final = b"\xef\xbb\xbf"
 
 _TERMINAL: Final = frozenset(
-    {
-        "response.completed",
-        "response.incomplete",
-        "response.failed",
-        "response.cancelled",
-        "transcript.text.done",
-        "speech.audio.done",
-        "image_generation.completed",
-        "image_edit.completed",
-    }
+    {"response.completed", "response.incomplete", "response.failed", "response.cancelled"}
+    | {"transcript.text.done", "speech.audio.done", "image_generation.completed", "image_edit.completed"}
 )
+# A response in the background that is not made yet: what it will use is said where nobody here listens.
+_UNMADE: Final = ("queued", "in_progress")
 # Whoever sends more choices than this is not followed for their ends.
 _MAX_CHOICES: Final = 256
 
@@ -72,11 +66,17 @@ class AnswerReader(Protocol):
     def saw(self, data: bytes) -> None:
         """Take the next bytes of the answer. Never raises."""
 
+    def catch_up(self) -> None:
+        """Read what was only kept so far, so that the results are those of all that was seen. Never raises."""
+
     def finish(self) -> None:
         """No more bytes come: the answer ended, or broke off. Never raises."""
 
-    def take_texts(self) -> list[str]:
-        """The output text since the last time, apart by choice, kind and tool call. Incomplete if `final`."""
+    def take_texts(self, most_chars: int | None = None) -> list[str]:
+        """The output text since the last time, apart by choice, kind and tool call. Incomplete if `final`.
+
+        Of more than `most_chars` it is the first that many or, cut between words, a few less; the rest waits on.
+        """
 
 
 class _Reader:
@@ -94,8 +94,8 @@ class _Reader:
     def text_chars(self) -> int:
         return self._texts.chars
 
-    def take_texts(self) -> list[str]:
-        return self._texts.take()
+    def take_texts(self, most_chars: int | None = None) -> list[str]:
+        return self._texts.take(most_chars)
 
     def _attempt(self, step: Callable[[], None]) -> None:
         try:
@@ -127,6 +127,10 @@ class EventAnswer(_Reader):
         self._held += data
         if len(self._held) >= BATCH_BYTES or self._large is not None:
             self._attempt(self._decode)
+
+    def catch_up(self) -> None:
+        """Decode the events that are held."""
+        self._attempt(self._decode)
 
     def finish(self) -> None:
         """No more comes. Texts that are not needed, because the last event settles the usage, are not decoded."""
@@ -167,7 +171,7 @@ class EventAnswer(_Reader):
         if b'"usage"' not in last:
             return False
         said = read_events(last).said
-        usage = _believed(said[0]) if len(said) == 1 else None
+        usage = usage_of(said[0]) if len(said) == 1 else None
         if usage is None or (len(text) == len(held) and said[0].type not in _TERMINAL):
             return False
         self.usage = usage
@@ -206,6 +210,8 @@ class EventAnswer(_Reader):
         for number, said in enumerate(events.said):
             if said.usage is not None or said.response is not None or said.x_groq is not None:
                 told.append((number, said))
+                if said.response is not None and said.response.background is True:
+                    self.lost = True  # whoever leaves does not stop it
             if said.choices:
                 for choice in said.choices:
                     (self._finished if choice.finish_reason else self._choices).add(choice.index or 0)
@@ -227,7 +233,7 @@ class EventAnswer(_Reader):
         """The last usage of a batch counts, wherever it is believed: looked for from the end, as it may be on each."""
         self._is_current = self._is_current and last_output < 0
         for number, said in reversed(told):
-            usage = _believed(said)
+            usage = usage_of(said)
             if usage is not None:
                 self.usage = usage
                 self._is_current = number >= last_output
@@ -256,8 +262,11 @@ class BodyAnswer(_Reader):
         if len(self._held) > MAX_BODY_BYTES or self._walk is not None:
             self._attempt(self._walk_on)
 
+    def catch_up(self) -> None:
+        """A body is read at its end."""
+
     def finish(self) -> None:
-        """The body ended, or broke off."""
+        """The body ended, or broke off. One of nothing, or nothing but white space, is lost."""
         self._attempt(self._finish)
 
     def _walk_on(self) -> None:
@@ -274,20 +283,16 @@ class BodyAnswer(_Reader):
             self._walk_on()  # it may have broken off behind the usage
             self.faults += not body.startswith((b"{", b"["))
         if self._walk is not None:
-            said = Said(usage=loaded(self._walk, ("usage",)))
+            said = Said(usage=self._walk.loaded(("usage",)))
         if said is None:
+            self.lost = True
             return
         self._held.clear()
+        is_unmade = said.status in _UNMADE
         self.usage = read_usage(said.usage, input_only=self._input_only)
-        self.final = self.usage is not None
+        self.final = self.usage is not None and not is_unmade
+        self.lost = self.lost or is_unmade
         if not said.error:
             self._texts.add_body(said)
             self._texts.join()
             self.lost = self.lost or self._texts.not_text
-
-
-def _believed(said: Said) -> Usage | None:
-    """The usage of an event, wherever it stands in it."""
-    holders = (said, said.response, said.x_groq)
-    usages = (read_usage(holder.usage) for holder in holders if holder is not None and holder.usage is not None)
-    return next((usage for usage in usages if usage is not None), None)

@@ -24,7 +24,7 @@ Edit = tuple[int, int, bytes]
 
 # The members of a request, and of its stream_options, that decide something here.
 _READ_MEMBERS: Final = frozenset({"model", "stream", "stream_options"})
-_READ_OPTIONS: Final = frozenset({"include_usage"})
+_READ_OPTIONS: Final = frozenset({"include_usage", "continuous_usage_stats"})
 
 _ASKS_USAGE: Final = b'"include_usage":true'
 
@@ -58,16 +58,13 @@ class Members(NamedTuple):
 class MeteredRequest(NamedTuple):
     """What a metered request says of itself. A `stream` of null is false, `stream_options` of null are none.
 
-    `model_span`: start and end of the model's value, quotes included, in bytes. `asks_usage`: the client itself asks
-    for `include_usage`. `usage_edit`: what makes a streamed chat or completions request ask for it; None where it does,
-    and where the request is better left as it is.
+    `model_span`: start and end of the model's value, quotes included, in bytes. `usage_edit`: what makes a streamed
+    chat or completions request ask for `include_usage`; None where it does, and where it is better left as it is.
     """
 
     model: str
     model_span: tuple[int, int]
     stream: bool
-    has_stream_options: bool
-    asks_usage: bool
     usage_edit: Edit | None
 
 
@@ -90,16 +87,15 @@ def read_metered(body: bytes) -> MeteredRequest:
         message = "The 'stream_options' parameter is only allowed when 'stream' is enabled."
         raise ProxyError(BAD_REQUEST, message, param="stream_options")
     if stream != b"true":
-        return MeteredRequest(
-            model, model_span, stream=False, has_stream_options=False, asks_usage=False, usage_edit=None
-        )
+        return MeteredRequest(model, model_span, stream=False, usage_edit=None)
+    edit: Edit | None
     if options != b"null":
-        asks_usage, edit = _read_options(options, spans["stream_options"][0])
+        edit = _usage_edit(options, spans["stream_options"][0])
     elif "stream_options" in spans:
-        asks_usage, edit = False, (*spans["stream_options"], b"{%b}" % _ASKS_USAGE)
+        edit = (*spans["stream_options"], b"{%b}" % _ASKS_USAGE)
     else:
-        asks_usage, edit = False, (insert_at, insert_at, b'"stream_options":{%b},' % _ASKS_USAGE)
-    return MeteredRequest(model, model_span, True, options != b"null", asks_usage, edit)
+        edit = (insert_at, insert_at, b'"stream_options":{%b},' % _ASKS_USAGE)
+    return MeteredRequest(model, model_span, stream=True, usage_edit=edit)
 
 
 def edited(body: bytes, edits: Iterable[Edit]) -> bytes:
@@ -151,23 +147,21 @@ def members(body: bytes) -> Members:
         raise ProxyError(BAD_REQUEST, "We could not parse the JSON body of your request.") from None
 
 
-def _read_options(options: bytes, offset: int) -> tuple[bool, Edit | None]:
-    """Whether stream_options ask for usage, and the edit that makes them; they stand at `offset` of the body.
+def _usage_edit(options: bytes, offset: int) -> Edit | None:
+    """The edit that makes stream_options ask for usage, None where they do; they stand at `offset` of the body.
 
     `continuous_usage_stats` is vLLM's. It puts figures on every chunk as soon as usage is asked for, and these could
-    not be hidden: who names it is served as asked. Raises ProxyError BAD_REQUEST.
+    not be hidden: who switches it on, by whatever vLLM takes for true, is served as asked. Raises ProxyError
+    BAD_REQUEST.
     """
     spans, insert_at = _walk(options, _value_lengths(options), _READ_OPTIONS, within="stream_options")
-    value = _value(options, spans, "include_usage")
-    if value == b"true":
-        return True, None
-    if "continuous_usage_stats" in spans or value not in {b"false", b"null"}:
-        return False, None
+    if not {_value(options, spans, name) for name in _READ_OPTIONS} <= {b"false", b"null"}:
+        return None
     if "include_usage" in spans:
         start, end = spans["include_usage"]
-        return False, (offset + start, offset + end, b"true")
+        return offset + start, offset + end, b"true"
     at = offset + insert_at
-    return False, (at, at, _ASKS_USAGE + b"," if spans else _ASKS_USAGE)
+    return at, at, _ASKS_USAGE + b"," if spans else _ASKS_USAGE
 
 
 class _Name:

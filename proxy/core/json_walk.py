@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Final
+from typing import Final, cast
 
 # What is kept of a value; one that is longer is not among the values. A usage object has some 600 bytes.
 MAX_VALUE_BYTES: Final = 8192
@@ -82,6 +82,13 @@ class JsonWalk:
             else:
                 at = self._over_token(data, at)
         self._keep(data, len(data))
+
+    def loaded(self, path: Path) -> object:
+        """What the value at `path` says, None if there is none or it cannot be read."""
+        try:
+            return cast("object", json.loads(self.values.get(path, b"null")))
+        except (ValueError, RecursionError):
+            return None
 
     def _over_string(self, data: bytes, at: int) -> int:
         if self._escaped:

@@ -11,6 +11,7 @@ Prices are USD per million tokens, as strings so that they stay decimal. One pri
 - Where it rises with the length of the prompt, that of the shortest; where it differs by the time of day (DeepSeek),
   the higher; where it is introductory, that which follows.
 - A cache write costs that of the shortest time to live. Cached audio and images cost what cached text does.
+- Fine-tuned models cost what their base costs fine-tuned, `ft:BASE`; what training costs is not known here.
 - The output of image models is taken to be image, that of `gpt-4o-mini-tts` to be audio. Gemini's image models, whose
   answers mix text and image at very different prices, are absent.
 - Service tiers (batch, flex, priority), regional supplements and tools charged by the call are not known here.
@@ -124,6 +125,19 @@ _OPENAI: Final = {
     "gpt-3.5-turbo-instruct-0914": Row("1.50", None, "2.00"),
     "davinci-002": Row("2.00", None, "2.00"),
     "babbage-002": Row("0.40", None, "0.40"),
+    "ft:gpt-4.1": Row("3.00", "0.75", "12.00"),
+    "ft:gpt-4.1-mini": Row("0.80", "0.20", "3.20"),
+    "ft:gpt-4.1-nano": Row("0.20", "0.05", "0.80"),
+    "ft:gpt-4o": Row("3.75", "1.875", "15.00"),
+    "ft:gpt-4o-mini": Row("0.30", "0.15", "1.20"),
+    "ft:o4-mini": Row("4.00", "1.00", "16.00"),
+    "ft:gpt-4-0613": Row("30.00", None, "60.00"),
+    "ft:gpt-3.5-turbo": Row("3.00", None, "6.00"),
+    "ft:gpt-3.5-turbo-0125": Row("3.00", None, "6.00"),
+    "ft:gpt-3.5-turbo-0613": Row("3.00", None, "6.00"),
+    "ft:gpt-3.5-turbo-1106": Row("3.00", None, "6.00"),
+    "ft:davinci-002": Row("12.00", None, "12.00"),
+    "ft:babbage-002": Row("1.60", None, "1.60"),
     "gpt-audio-1.5": Row("2.50", None, "10.00", audio_input="32.00", audio_output="64.00"),
     "gpt-audio": Row("2.50", None, "10.00", audio_input="32.00", audio_output="64.00"),
     "gpt-audio-mini": Row("0.60", None, "2.40", audio_input="10.00", audio_output="20.00"),

@@ -26,7 +26,7 @@ _NANO_USD_PER_TOKEN: Final = 1000  # of a price of one USD per million tokens
 _DECIMALS_OF_THAT: Final = 3
 
 # The price of `claude-x` is that of `claude-x-20250929`, that of `gpt-x` that of `gpt-x-2025-08-07` and `gpt-x-latest`,
-# unless the whole name has a row of its own.
+# unless the whole name has a row of its own. What comes behind the base of a fine-tuned model is its owner's.
 _SNAPSHOT: Final = re.compile(
     r"-(?:latest|20\d\d-(?:0[1-9]|1[0-2])-(?:0[1-9]|[12]\d|3[01])|20\d\d(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01]))\Z"
 )
@@ -132,7 +132,8 @@ class PriceList:
     """The prices of all models: those of the configuration before the bundled ones.
 
     `configured` holds every model of the configuration, by name or pattern, the most specific of which decides; None
-    for one without a price, which is then looked for in the bundled table (core/price_table.py).
+    for one without a price, which is then looked for in the bundled table (core/price_table.py), in lower case. There
+    `ft:BASE:…` costs what the table has for `ft:BASE`; of other bases fine-tuned models have no price.
     """
 
     def __init__(self, configured: Mapping[str, Price | None]) -> None:
@@ -156,6 +157,8 @@ class PriceList:
     def _find_bundled(self, name: str) -> Price | None:
         if len(name) > _LONGEST_NAME:
             return None
+        before, marker, behind = name.lower().partition("ft:")
+        name = before + marker + behind.partition(":")[0] if marker else before
         return self._bundled.get(name) or self._bundled.get(_SNAPSHOT.sub("", name))
 
 

@@ -12,14 +12,17 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import msgspec
 
 from proxy.core.images import MEDIA, media_tokens
-from proxy.core.tokens import CL100K
+from proxy.core.tokens import CL100K, MAX_TOKENS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from proxy.core.tokens import TokenCounter
 
-MAX_OUTPUT_TOKENS: Final = 10**9  # more than any model writes; keeps sums and prices small numbers
+# So much of a prompt is counted, more than fits most contexts; it takes 0.2 s if it is made to take long. What is
+# behind counts by its length, a token for three bytes of UTF-8: prose has fewer, Chinese about as many.
+MAX_COUNTED_CHARS: Final = 2_000_000
+MAX_ANSWERS: Final = 100_000  # OpenAI takes 128 choices, and 2048 prompts
 
 # The cookbook's constants; func_init was ten before gpt-4o.
 _PER_MESSAGE: Final = 3
@@ -41,16 +44,23 @@ _SCHEMAS: Final = frozenset({"json_schema", "schema"})
 # in JSON. OpenAI takes at most 300,000 token ids in a request.
 _MAX_STRUCTURE: Final = 320_000
 _LOOK_BYTES: Final = 65536
-_JSON_BYTES_PER_TOKEN: Final = 3
+_BYTES_PER_TOKEN: Final = 3
+
+# How many answers are asked for, and the maxima of tokens that are named for each.
+_Asked = tuple[int, tuple[Any, ...]]
 
 _SURROGATE: Final = re.compile(rb"\\u[dD][89a-fA-F][0-9a-fA-F]{2}")
 
 
 class Estimate(NamedTuple):
-    """Tokens of the prompt, and the most that the answer may have; None where the request does not say."""
+    """Tokens of the prompt, and the most that all answers together may have; None where the request does not say.
+
+    `answers`: how many are asked for, at most `MAX_ANSWERS`: so often a default maximum applies.
+    """
 
     prompt_tokens: int
     max_output_tokens: int | None
+    answers: int = 1
 
 
 class _Request(msgspec.Struct):
@@ -82,8 +92,8 @@ def estimate(body: bytes, endpoint: str, encoding: str, counter: TokenCounter) -
     `endpoint` is the path behind `/v1/`; one that is not known here has no prompt. Never raises on a body that
     `read_metered` takes; of one with too many members or numbers beyond all bounds the length alone is used.
 
-    A chat takes 20 µs and 64 KiB of prose 0.4 ms, but 64 KiB of random letters 4 ms and of empty messages 26 ms: call
-    it in a thread for all but small bodies.
+    A chat takes 20 µs and 64 KiB of prose 0.4 ms, but 64 KiB of random letters 4 ms and of empty messages 26 ms, and
+    `MAX_COUNTED_CHARS` bound all of it: call it in a thread for all but small bodies.
     """
     measure = _MEASURES.get(endpoint)
     if measure is None:
@@ -92,11 +102,25 @@ def estimate(body: bytes, endpoint: str, encoding: str, counter: TokenCounter) -
         request = _read(body)
         model = request.model if isinstance(request.model, str) else ""
         prompt = _Prompt(model, cl100k=encoding == CL100K)
-        max_output_tokens = measure(request, prompt)
+        answers, maxima = measure(request, prompt)
     except (ValueError, RecursionError):
         # too much structure, nested too deeply, or a number beyond all bounds
-        return Estimate(len(body) // _JSON_BYTES_PER_TOKEN, None)
-    return Estimate(prompt.tokens + counter.count(prompt.texts, encoding), max_output_tokens)
+        return Estimate(len(body) // _BYTES_PER_TOKEN, None)
+    each = max((tokens for tokens in map(_whole, maxima) if tokens is not None), default=None)
+    max_output_tokens = None if each is None else min(each * answers, MAX_TOKENS)
+    return Estimate(prompt.tokens + _counted(prompt.texts, encoding, counter), max_output_tokens, answers)
+
+
+def _counted(texts: Sequence[str], encoding: str, counter: TokenCounter) -> int:
+    """The tokens of the texts, counted up to `MAX_COUNTED_CHARS` and by their length behind."""
+    counted = []
+    left_chars, rest_bytes = MAX_COUNTED_CHARS, 0
+    for text in texts:
+        counted.append(text[:left_chars])
+        for start in range(left_chars, len(text), _LOOK_BYTES):
+            rest_bytes += len(text[start : start + _LOOK_BYTES].encode("utf-8", "surrogatepass"))
+        left_chars = max(0, left_chars - len(text))
+    return counter.count(counted, encoding) + rest_bytes // _BYTES_PER_TOKEN
 
 
 def _read(body: bytes) -> _Request:
@@ -117,23 +141,22 @@ def _structure(body: bytes) -> int:
     return sum(body.count(mark, start, start + _LOOK_BYTES) for start in starts for mark in (b"{", b"[", b","))
 
 
-def _chat(request: _Request, prompt: _Prompt) -> int | None:
+def _chat(request: _Request, prompt: _Prompt) -> _Asked:
     prompt.add_messages(request.messages)
     prompt.add_tools(request.tools)
     prompt.add_tools(request.functions)
     prompt.add_format(request.response_format)
     # Servers differ in which of the two they follow, so the larger is what the answer may have.
-    return _most(request.n, request.max_completion_tokens, request.max_tokens)
+    return _times(request.n), (request.max_completion_tokens, request.max_tokens)
 
 
-def _completions(request: _Request, prompt: _Prompt) -> int | None:
+def _completions(request: _Request, prompt: _Prompt) -> _Asked:
     prompts = prompt.add_inputs(request.prompt)
     prompt.add(request.suffix)
-    answers = prompts * max(_times(request.n), _times(request.best_of))
-    return _most(answers, request.max_tokens)
+    return _times(prompts * max(_times(request.n), _times(request.best_of))), (request.max_tokens,)
 
 
-def _responses(request: _Request, prompt: _Prompt) -> int | None:
+def _responses(request: _Request, prompt: _Prompt) -> _Asked:
     if request.instructions is not None:
         prompt.add_message({"role": "system", "content": request.instructions})
     given = request.input
@@ -141,30 +164,24 @@ def _responses(request: _Request, prompt: _Prompt) -> int | None:
     prompt.add_tools(request.tools)
     if isinstance(request.text, dict):
         prompt.add_format(request.text.get("format"))
-    return _most(1, request.max_output_tokens)
+    return 1, (request.max_output_tokens,)
 
 
-def _no_output(request: _Request, prompt: _Prompt) -> int:
+def _embeddings(request: _Request, prompt: _Prompt) -> _Asked:
     prompt.add_inputs(request.input)
-    return 0
+    return 1, (0,)
 
 
-_MEASURES: Final[Mapping[str, Callable[[_Request, _Prompt], int | None]]] = {
+_MEASURES: Final[Mapping[str, Callable[[_Request, _Prompt], _Asked]]] = {
     "chat/completions": _chat,
     "completions": _completions,
     "responses": _responses,
-    "embeddings": _no_output,
-    "moderations": _no_output,
+    "embeddings": _embeddings,
 }
 
 
-def _most(answers: Any, *named: Any) -> int | None:
-    whole = [tokens for tokens in map(_whole, named) if tokens is not None]
-    return min(max(whole) * _times(answers), MAX_OUTPUT_TOKENS) if whole else None
-
-
 def _times(value: Any) -> int:
-    return max(1, _whole(value) or 1)
+    return min(max(1, _whole(value) or 1), MAX_ANSWERS)
 
 
 def _whole(value: Any) -> int | None:

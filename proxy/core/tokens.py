@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 O200K: Final = "o200k_base"
 CL100K: Final = "cl100k_base"
 
+# More than any model reads or writes: what is said beyond it is not believed. Keeps sums and prices small numbers.
+MAX_TOKENS: Final = 10**9
+
 # What texts are cut into, so that counting one holds the interpreter lock, or a worker thread, only shortly.
 MAX_BATCH_CHARS: Final = 65536
 # What a text takes of a batch besides its characters: a batch of empty texts ends as well.
@@ -61,7 +64,7 @@ def batches(texts: Sequence[str]) -> Iterator[list[str]]:
             batch, room_chars = [], MAX_BATCH_CHARS
         start = 0
         while len(text) - start > MAX_BATCH_CHARS:
-            end = _cut(text, start, start + MAX_BATCH_CHARS)
+            end = cut(text, start, start + MAX_BATCH_CHARS)
             yield [text[start:end]]
             start = end
         batch.append(text[start:])
@@ -70,8 +73,8 @@ def batches(texts: Sequence[str]) -> Iterator[list[str]]:
         yield batch
 
 
-def _cut(text: str, start: int, end: int) -> int:
-    """Where between `start` and `end` to cut: before the last space that is near `end`, else before the line end."""
+def cut(text: str, start: int, end: int) -> int:
+    """Where behind `start` and up to `end` to cut: before the last space near `end`, else before the line end."""
     near = max(start + 1, end - _CUT_WITHIN_CHARS)
     at = text.rfind(" ", near, end + 1)
     if at < 0:

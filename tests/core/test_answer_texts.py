@@ -6,6 +6,8 @@ import json
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from proxy.core.answer_events import read_json
 from proxy.core.answer_texts import MAX_TEXTS, AnswerTexts
@@ -143,3 +145,28 @@ def test_an_upstream_cannot_open_any_number_of_texts() -> None:
     taken = texts.take()
     assert len(taken) == MAX_TEXTS + 1
     assert sum(map(len, taken)) == 6 * MAX_TEXTS
+
+
+def test_no_more_is_taken_than_is_asked_for_and_the_rest_waits() -> None:
+    words = "one two three four " * 100
+    texts = of_chunks(delta(content=words), delta(1, content="x" * 50))
+    (first,) = texts.take(1500)
+    assert 1490 < len(first) <= 1500
+    assert words[len(first)] == " ", "a word stays whole"
+    assert texts.chars == len(words) + 50 - len(first)
+    assert texts.take(0) == []
+    assert texts.take(50) == ["x" * 50]
+    assert texts.take(10_000) == [words[len(first) :]]
+    assert (texts.chars, texts.take()) == (0, [])
+
+
+@given(st.lists(st.text("ab \n", max_size=40), max_size=6), st.integers(1, 50))
+def test_taken_bit_by_bit_every_character_is_taken_once(contents: list[str], most_chars: int) -> None:
+    texts = of_chunks(*(delta(index, content=content) for index, content in enumerate(contents)))
+    texts.join()
+    taken = []
+    while texts.chars:
+        bit = texts.take(most_chars)
+        assert 0 < sum(map(len, bit)) <= most_chars
+        taken += bit
+    assert sorted("".join(taken)) == sorted("".join(contents))

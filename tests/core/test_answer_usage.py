@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.core.answer_usage import read_usage
+from proxy.core.tokens import MAX_TOKENS
 from proxy.core.usage import Usage
 
 json_values = st.recursive(
@@ -51,7 +52,8 @@ details = st.dictionaries(
         ({"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": -1}, Usage(3, 2)),
         ({"type": "tokens", "input_tokens": 14}, Usage(14, 0)),
         ({"type": "duration", "seconds": 1.5}, Usage(audio_s=1.5)),
-        ({"prompt_tokens": 2**53, "completion_tokens": 1}, Usage(2**53, 1)),
+        ({"prompt_tokens": MAX_TOKENS, "completion_tokens": 1}, Usage(MAX_TOKENS, 1)),
+        ({"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": MAX_TOKENS + 1}, Usage(3, 2)),
     ],
 )
 def test_what_is_believed(said: dict[str, Any], usage: Usage) -> None:
@@ -70,7 +72,9 @@ def test_what_is_believed(said: dict[str, Any], usage: Usage) -> None:
         {"prompt_tokens": True, "completion_tokens": True},
         {"prompt_tokens": -3, "completion_tokens": 2},
         {"prompt_tokens": 3, "completion_tokens": -2, "total_tokens": 5},
-        {"prompt_tokens": 2**53 + 1, "completion_tokens": 2},
+        {"prompt_tokens": MAX_TOKENS + 1, "completion_tokens": 2},
+        {"prompt_tokens": 3, "completion_tokens": MAX_TOKENS + 1},
+        {"prompt_tokens": 2**53 - 1, "completion_tokens": 1},
         {"prompt_tokens": 10**400, "completion_tokens": 2},
         {"prompt_tokens": float("inf"), "completion_tokens": 2},
         {"prompt_tokens": float("nan"), "completion_tokens": 2},
@@ -112,13 +116,13 @@ def test_cached_input_has_several_names(name: str) -> None:
     assert read_usage(said) == Usage(10, 5, cached_tokens=3)
 
 
-@given(st.dictionaries(members, st.integers(-5, 2**54) | json_values | details), st.booleans())
+@given(st.dictionaries(members, st.integers(-5, 2 * MAX_TOKENS) | json_values | details), st.booleans())
 def test_whatever_is_said_is_consistent_or_not_believed(said: dict[str, Any], input_only: bool) -> None:
     usage = read_usage(said, input_only=input_only)
     if usage is None:
         return
     *tokens, audio_s = usage
-    assert all(0 <= each <= 2**53 for each in tokens)
+    assert all(0 <= each <= MAX_TOKENS for each in tokens)
     assert 0 <= audio_s <= 366 * 86400
     assert usage != Usage()
     assert max(usage[2:6]) <= usage.input_tokens

@@ -15,7 +15,7 @@ from proxy.core.answers import BATCH_BYTES, MAX_BODY_BYTES, BodyAnswer, EventAns
 from proxy.core.sse import MAX_EVENT_BYTES, EventScanner
 from proxy.core.usage import Usage
 from tests.fakes.recordings import DONE, RECORDINGS
-from tests.fakes.usage_recordings import BODIES, STREAMS, event, plain, said, typed
+from tests.fakes.usage_recordings import STREAMS, event, plain, said, typed
 
 if TYPE_CHECKING:
     from proxy.core.answers import AnswerReader
@@ -94,18 +94,6 @@ def test_the_usage_of_every_stream_that_says_it(name: str) -> None:
     assert answer.usage == STREAMS[name].usage
     assert answer.final == (STREAMS[name].usage is not None)
     assert answer.faults == 0
-
-
-@pytest.mark.parametrize("name", BODIES)
-@pytest.mark.parametrize("padding", [0, MAX_BODY_BYTES])
-def test_the_usage_of_every_body(name: str, padding: int) -> None:
-    answer = whole(b" " * 3 + BODIES[name].body + b"\n" * padding, 1000)
-    assert answer.usage == BODIES[name].usage
-    assert answer.final == (answer.usage is not None)
-    assert answer.faults == 0
-    assert answer.lost == (padding > 0)
-    if name.endswith("error"):
-        assert answer.take_texts() == []
 
 
 STREAM_BODIES = [recording.body for recording in RECORDINGS.values()] + [told.body for told in STREAMS.values()]
@@ -212,35 +200,28 @@ def test_an_oversize_event_with_output_is_lost() -> None:
     assert answer.take_texts() == ["ab"]
 
 
-@pytest.mark.parametrize("body", [b"not json", b'{"choices":[{"mess', b"x" * 100_000, b"\x1f\x8b\x08" * 100])
-def test_a_body_that_cannot_be_read_is_lost(body: bytes) -> None:
-    answer = whole(body)
-    assert (answer.usage, answer.lost, answer.take_texts()) == (None, True, [])
-    if len(body) <= MAX_BODY_BYTES:
-        assert answer.faults == (not body.startswith(b"{"))
+@pytest.mark.parametrize("pad", ["", "x" * 100_000])
+@pytest.mark.parametrize("background", [True, False, None])
+def test_a_stream_of_a_response_in_the_background_is_lost_until_it_is_whole(pad: str, background: bool | None) -> None:
+    made = {"status": "in_progress", "background": background, "instructions": pad, "usage": None}
+    body = typed("response.created", response=made) + typed("response.output_text.delta", delta="a")
+    assert relayed(body).lost is (background is True)
+    whole_body = body + typed("response.completed", response=made | {"usage": plain(4, 1)})
+    assert (relayed(whole_body).usage, relayed(whole_body).final) == (Usage(4, 1), True)
 
 
-def test_a_body_broken_off_behind_its_usage_has_said_it() -> None:
-    answer = whole(b'{"usage":{"prompt_tokens":3,"completion_tokens":4},"choices":[{"mess')
-    assert (answer.usage, answer.final, answer.faults) == (Usage(3, 4), True, 0)
-
-
-def test_an_empty_body_used_nothing_that_is_known() -> None:
-    assert findings(whole(b"")) == (None, False, False, 0, [])
-
-
-def test_a_body_with_an_error_has_no_output() -> None:
-    answer = whole(b'{"error":{"code":502},"choices":[{"message":{"content":"partial"}}]}')
-    assert findings(answer) == (None, False, False, 0, [])
+def test_what_is_held_can_be_read_at_once() -> None:
+    answer = EventAnswer()
+    for block, final in ((said("a"), False), (said(None, "stop"), False), (said("", usage=plain(4, 1)), True)):
+        answer.saw(block)
+        assert not answer.final
+        answer.catch_up()
+        assert answer.final is final
+    assert (answer.usage, answer.take_texts()) == (Usage(4, 1), ["a"])
 
 
 def test_a_byte_order_mark_hides_no_event() -> None:
     assert relayed(b"\xef\xbb\xbf" + said("a")).take_texts() == ["a"]
-
-
-def test_embeddings_have_no_output() -> None:
-    assert whole(b'{"usage":{"total_tokens":3}}', input_only=True).usage == Usage(3, 0)
-    assert whole(b'{"usage":{"total_tokens":3}}').usage is None
 
 
 @given(st.lists(st.binary(max_size=300) | st.sampled_from([b"data: {", b"}\n\n", b"\r\n", b"[" * 20_000]), max_size=20))

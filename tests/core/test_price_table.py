@@ -26,7 +26,7 @@ def test_the_table_is_dated() -> None:
 
 @every_row
 def test_a_row_is_sane(name: str, row: Row) -> None:
-    assert re.fullmatch(r"[a-z0-9][a-z0-9.-]+", name)
+    assert re.fullmatch(r"(?:ft:)?[a-z0-9][a-z0-9.-]+", name)
     for figure in row:
         assert figure is None or re.fullmatch(r"0|\d{1,3}\.\d{2,4}", figure), "a plain decimal, no exponent"
     price = Price.of(**row._asdict())
@@ -81,6 +81,13 @@ def test_a_row_is_found_by_its_name(name: str, row: Row) -> None:
         ("models/gemini-flash-latest", "gemini-flash-latest"),
         ("mistralai/mistral-large-2512", "mistral-large-2512"),
         ("x-ai/grok-4.20", "grok-4.20"),
+        ("GPT-4o", "gpt-4o"),
+        ("OpenAI/GPT-4o-2024-11-20", "gpt-4o"),
+        ("ft:gpt-4o-2024-08-06:org::id", "ft:gpt-4o"),
+        ("ft:gpt-4o-mini-2024-07-18:Org:name:id:ckpt-step-90", "ft:gpt-4o-mini"),
+        ("openai/ft:gpt-4.1-mini-2025-04-14:org::id", "ft:gpt-4.1-mini"),
+        ("ft:gpt-3.5-turbo-0125:org", "ft:gpt-3.5-turbo-0125"),
+        ("ft:davinci-002", "ft:davinci-002"),
     ],
 )
 def test_snapshots_and_prefixes_cost_the_same(name: str, same_as: str) -> None:
@@ -100,7 +107,7 @@ def test_a_snapshot_with_a_price_of_its_own_keeps_it() -> None:
         "-2024-08-06",
         "openai/",
         "unheard-of",
-        "GPT-4o",
+        "GPT-4o-nonsense",
         " gpt-4o",
         "gpt-4o\n",
         "gpt-4o-latest\n",
@@ -118,7 +125,12 @@ def test_a_snapshot_with_a_price_of_its_own_keeps_it() -> None:
         "claude-sonnet-4-5-20251301",
         "claude-sonnet-4-5-20250932",
         "claude-sonnet-4-5-2025092",
-        "ft:gpt-4o-2024-08-06:org::id",
+        "ft:",
+        "ft::org",
+        "ft:gpt-4-turbo:org::id",
+        "ft:unheard-of:gpt-4o",
+        "draft:gpt-4o",
+        "openai/ft:ft:gpt-4o",
         "gpt-4o-mini-2024-07-18.ft-0123",
         "anthropic/gpt-4o",
         "openai/claude-sonnet-4-5",

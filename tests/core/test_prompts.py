@@ -13,8 +13,8 @@ from proxy import tokenizers
 from proxy.core import prompts
 from proxy.core.body import read_metered
 from proxy.core.images import MEDIA
-from proxy.core.prompts import MAX_OUTPUT_TOKENS, Estimate, estimate
-from proxy.core.tokens import CL100K, O200K
+from proxy.core.prompts import MAX_ANSWERS, Estimate, estimate
+from proxy.core.tokens import CL100K, MAX_TOKENS, O200K
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -201,11 +201,12 @@ def test_a_custom_tool_counts_with_its_grammar() -> None:
         ([1, "two three"], 3),
     ],
 )
-@pytest.mark.parametrize("endpoint", ["embeddings", "moderations", "completions"])
+@pytest.mark.parametrize("endpoint", ["embeddings", "completions"])
 def test_inputs(endpoint: str, given_input: Any, tokens: int) -> None:
     member = "prompt" if endpoint == "completions" else "input"
     most = None if endpoint == "completions" else 0
-    assert by_words(endpoint, **{member: given_input}) == Estimate(tokens, most)
+    found = by_words(endpoint, **{member: given_input})
+    assert (found.prompt_tokens, found.max_output_tokens) == (tokens, most)
 
 
 def test_a_suffix_is_prompt() -> None:
@@ -230,8 +231,8 @@ def test_a_suffix_is_prompt() -> None:
         (CHAT, {"max_tokens": "10"}, 10),
         (CHAT, {"max_tokens": "ten"}, None),
         (CHAT, {"max_tokens": [10]}, None),
-        (CHAT, {"max_tokens": 10**18, "n": 10**18}, MAX_OUTPUT_TOKENS),
-        (CHAT, {"max_tokens": 10**30}, MAX_OUTPUT_TOKENS),
+        (CHAT, {"max_tokens": 10**18, "n": 10**18}, MAX_TOKENS),
+        (CHAT, {"max_tokens": 10**30}, MAX_TOKENS),
         (CHAT, {"max_output_tokens": 10}, None),
         ("completions", {"max_tokens": 10, "prompt": "x"}, 10),
         ("completions", {"max_tokens": 10, "prompt": "x", "max_completion_tokens": 1}, 10),
@@ -272,10 +273,11 @@ JSON_VALUES = st.recursive(
 @given(st.dictionaries(st.sampled_from(MEMBERS), JSON_VALUES), st.booleans())
 def test_no_body_raises(members: dict[str, Any], ascii_only: bool) -> None:
     body = json.dumps(members, ensure_ascii=ascii_only).encode("utf-8", "replace")
-    for endpoint in (CHAT, "completions", "responses", "embeddings", "moderations"):
+    for endpoint in (CHAT, "completions", "responses", "embeddings"):
         found = estimate(body, endpoint, O200K, EXACT)
         assert found.prompt_tokens >= 0
-        assert found.max_output_tokens is None or 0 <= found.max_output_tokens <= MAX_OUTPUT_TOKENS
+        assert found.max_output_tokens is None or 0 <= found.max_output_tokens <= MAX_TOKENS
+        assert 1 <= found.answers <= MAX_ANSWERS
 
 
 @pytest.mark.parametrize(

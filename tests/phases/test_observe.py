@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import pytest
 
+from proxy.core.answers import EventAnswer
 from proxy.core.usage import Grade, Observation, Usage
+from proxy.phases.observe import Counting, Observer
 from tests.fakes.accounts import WordCounterBeside, observer
+from tests.fakes.usage_recordings import said
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 SAID = Usage(5, 3)
 
@@ -35,9 +43,16 @@ class Reader:
         self._waiting += self.texts[:1]
         del self.texts[:1]
 
-    def take_texts(self) -> list[str]:
-        taken, self._waiting = self._waiting, []
-        return taken
+    def take_texts(self, most_chars: int | None = None) -> list[str]:
+        text = "".join(self._waiting)
+        end = len(text) if most_chars is None else most_chars
+        self._waiting = [text[end:]]
+        return [text[:end]]
+
+    def catch_up(self) -> None:
+        if self.fault is not None:
+            raise self.fault
+        self.final = self.usage is not None
 
     def finish(self) -> None:
         self.finished = True
@@ -77,12 +92,12 @@ async def test_text_is_counted_as_it_piles_up_and_the_long_rest_beside_the_loop(
     watching.saw(b"")
     assert reader.text_chars == 15_000
     watching.saw(b"")
-    assert reader.text_chars == 0, "counted, and no longer held"
+    assert reader.text_chars == 20_000 - 16_384, "counted, and no longer held"
     watching.saw(b"")
     watching.finish()
     assert not watching.is_quick
     assert await watching.observe_beside(0) == Observation(Grade.COUNTED, Usage(0, 5000))
-    assert beside.texts == ["word " * 1000]
+    assert sum(map(len, beside.texts)) == 25_000 - 16_384
 
 
 def test_short_rests_and_known_usage_need_no_task() -> None:
@@ -102,3 +117,42 @@ def test_a_fault_ends_the_watching_and_is_counted() -> None:
     assert watching.faults == 1
     assert watching.observe(7) == Observation(Grade.UNKNOWN)
     assert observer(Reader(faults=2)).faults == 2
+
+
+class Longest:
+    """A counter by words that remembers how much it was given in one call."""
+
+    def __init__(self) -> None:
+        self.chars = 0
+
+    def count(self, texts: Sequence[str], encoding: str) -> int:
+        self.chars = max(self.chars, sum(map(len, texts)))
+        return sum(len(text.split()) for text in texts)
+
+
+@pytest.mark.parametrize("events", [1, 2, 40])
+def test_large_events_are_counted_a_piece_at_a_time_and_little_waits(events: int) -> None:
+    """A piece of 16,384 letters takes 3 ms at the worst; the 64 KB of an event at once would take 12."""
+    draw, counter, reader = random.Random(2), Longest(), EventAnswer()
+    watching = Observer(reader, Counting(counter, WordCounterBeside()), "o200k_base")
+    words = "".join(draw.choices(["time ", "year ", "people ", "way "], k=12_000))
+    for _ in range(events):
+        watching.saw(said(words))
+        assert reader.text_chars <= 32_768 + 1024, "or the rest of a word more"
+        for _ in range(2):
+            watching.saw(said("day ", index=1))
+    watching.finish()
+    assert 0 < counter.chars <= 16_384
+    used = watching.observe(0).usage.output_tokens
+    assert used == pytest.approx(events * 12_002, rel=0.1), "what did not fit is counted by rule"
+
+
+def test_whether_more_is_needed_can_be_asked_at_any_time() -> None:
+    assert not observer(None).catch_up()
+    assert not observer(Reader()).catch_up()
+    watching = observer(Reader(SAID))
+    assert not watching.has_final_usage
+    assert watching.catch_up()
+    broken = observer(Reader(SAID, fault=ZeroDivisionError()))
+    assert not broken.catch_up()
+    assert (broken.faults, broken.observe(7)) == (1, Observation(Grade.UNKNOWN))
