@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from proxy.core.quota import Demand, Granted, Limit, Limits, Refused, Reservation
     from proxy.core.usage import Grade, Usage
 
 
@@ -72,3 +75,39 @@ class Ledger(Protocol):
     @property
     def waiting(self) -> int:
         """Rows opened or settled that are not committed yet."""
+
+
+class QuotaStore(Protocol):
+    """What keys have used, and what their exchanges in flight have reserved; shared by all who ask the same store."""
+
+    async def reserve(self, reservation_id: str, key_id: str, limits: Limits, demand: Demand) -> Granted | Refused:
+        """Admit an exchange: charge `demand` to every window and take a slot, or change nothing at all.
+
+        A demand fits a window when what is used and the demand together are at most its amount. `reservation_id` is
+        unique. Slots are counted for each key, whether or not the exchange that takes one has a limit to them. Raises
+        `ProxyError` STORE_UNAVAILABLE when the store cannot be asked.
+        """
+
+    async def settle(self, reservation: Reservation, used: Demand) -> None:
+        """Replace what was reserved by what was used, in the buckets of the reservation, and free the slot.
+
+        Happens once, however often it is called, also after the slot's lease has run out. More than was reserved is
+        charged in full. A bucket that no longer counts is left alone. Never raises: what an unreachable store could
+        not be told is kept, within bounds, and repeated in the background.
+        """
+
+    async def renew(self, reservations: Sequence[Reservation]) -> None:
+        """Keep the slots of these exchanges for another `LEASE_MS`. Never raises.
+
+        A slot whose lease has run out, or that the store has lost, is taken again; that of a settled one is not.
+        """
+
+
+class Recall(Protocol):
+    """How a store of quotas asks the ledger for what was used in calendar windows that it does not know."""
+
+    async def __call__(self, key_id: str, starts_s: Mapping[Limit, int], /) -> Mapping[Limit, Demand]:
+        """What the key has used of each limit since its window's start, which is in seconds of UNIX time.
+
+        Raises SQLAlchemy's errors.
+        """

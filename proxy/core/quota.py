@@ -1,0 +1,135 @@
+"""Quotas: what a key may use, what it has used, and what an exchange reserves. Pure: the time is an argument."""
+
+from __future__ import annotations
+
+import enum
+import functools
+from typing import Final, NamedTuple
+
+LEASE_MS: Final = 30_000
+"""How long a slot stays taken without being renewed: what a dead worker's exchanges hold comes back within it."""
+
+MAX_AMOUNT: Final = 10**15
+"""No limit, demand or counter goes beyond it: sums and the sliding formula stay exact in Lua's 53 bits."""
+
+
+class Kind(enum.Enum):
+    """What a limit counts."""
+
+    __hash__ = object.__hash__  # members are single: Enum's own hash is ten times as slow, and limits are hashed often
+
+    REQUESTS = "requests"
+    TOKENS = "tokens"  # prompt and output
+    SPEND = "spend"  # whole micro-USD
+
+
+class Calendar(enum.Enum):
+    """Windows of the calendar, in UTC."""
+
+    __hash__ = object.__hash__
+
+    DAY = "day"
+    MONTH = "month"
+    YEAR = "year"
+
+
+class Limit(NamedTuple):
+    """One limit of a key, made once from the configuration.
+
+    `amount` counts requests, tokens or micro-USD and is at most `MAX_AMOUNT`. `window` is in seconds where it slides,
+    at most a day. `model` is the pattern of a limit narrowed to some models, "" for all.
+    """
+
+    kind: Kind
+    amount: int
+    window: int | Calendar
+    model: str = ""
+
+
+class Limits(NamedTuple):
+    """Everything that applies to one exchange of one key. No two windows have the same `counter_name`."""
+
+    windows: tuple[Limit, ...] = ()
+    concurrency: int | None = None
+
+
+class Demand(NamedTuple):
+    """What an exchange reserves, or used. A store takes what is beyond `MAX_AMOUNT` for `MAX_AMOUNT`."""
+
+    requests: int = 0
+    tokens: int = 0
+    micro_usd: int = 0
+
+
+class Standing(NamedTuple):
+    """Where a limit stands after an operation, for headers and metrics.
+
+    `remaining` is never negative. `reset_s` is the time until all of it is available again, if nothing else is used:
+    what OpenAI means by `x-ratelimit-reset-*`.
+    """
+
+    limit: Limit
+    used: int
+    remaining: int
+    reset_s: float
+
+
+class Reservation(NamedTuple):
+    """An admitted exchange: `id` is the exchange's, and unique.
+
+    `buckets` says for each window of `limits` where it was charged: the bucket's number of a sliding window, the start
+    of a calendar window in seconds of UNIX time. `unchecked` is one that a store out of reach let pass without limits:
+    nothing is reserved, and there are no buckets and no standings.
+    """
+
+    id: str
+    key_id: str
+    limits: Limits
+    demand: Demand
+    buckets: tuple[int, ...]
+    unchecked: bool = False
+
+
+class Granted(NamedTuple):
+    """The exchange is admitted; one standing for each window of its limits, in their order."""
+
+    reservation: Reservation
+    standings: tuple[Standing, ...]
+
+
+class Refused(NamedTuple):
+    """The exchange is not admitted, and nothing has changed.
+
+    `limit` is the one that refuses; of several, the one that makes it wait longest; None where only the concurrency
+    refuses. `wait_s` is the time until this demand would fit if nothing else happened, to the millisecond; None if it
+    never will (it is larger than the limit's amount), and for concurrency, where nobody knows.
+    """
+
+    limit: Limit | None
+    wait_s: float | None
+    standings: tuple[Standing, ...]
+
+
+@functools.lru_cache(4096)
+def counter_name(limit: Limit) -> str:
+    """What a limit counts in, within a key: `tokens:60:gpt-4*`, `spend:month:`.
+
+    The amount is not in it: a limit that is changed goes on with what was used.
+    """
+    window = limit.window.value if isinstance(limit.window, Calendar) else limit.window
+    return f"{limit.kind.value}:{window}:{limit.model}"
+
+
+def bounded(demand: Demand) -> Demand:
+    """The demand as stores count it: nothing below zero, nothing beyond `MAX_AMOUNT`."""
+    requests, tokens, micro_usd = demand
+    if 0 <= requests <= MAX_AMOUNT and 0 <= tokens <= MAX_AMOUNT and 0 <= micro_usd <= MAX_AMOUNT:
+        return demand
+    return Demand(*(min(max(amount, 0), MAX_AMOUNT) for amount in demand))
+
+
+def amount_of(demand: Demand, kind: Kind) -> int:
+    """How much of `kind` there is in a demand."""
+    if kind is Kind.TOKENS:
+        return demand.tokens
+    return demand.requests if kind is Kind.REQUESTS else demand.micro_usd
