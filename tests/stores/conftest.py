@@ -1,4 +1,4 @@
-"""Both databases for every test of the stores that asks for `ledger_url`; without PostgreSQL's wheel, SQLite alone."""
+"""Both databases for every test that asks for `ledger_url`; without PostgreSQL's wheel, SQLite alone. And a Redis."""
 
 from __future__ import annotations
 
@@ -8,12 +8,16 @@ import pytest
 
 from proxy.stores.database import migrate, open_database
 from tests.fakes.postgres import fresh_database, shared_postgres
+from tests.fakes.redis import manual_stage, shared_redis
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import AsyncIterator, Iterator
     from pathlib import Path
 
     from sqlalchemy import Engine
+
+    from proxy.stores.redis import RedisQuotaStore
+    from tests.fakes.quotas import QuotaStage
 
 
 @pytest.fixture(scope="session")
@@ -39,3 +43,24 @@ def engine(ledger_url: str) -> Iterator[Engine]:
     migrate(engine)
     yield engine
     engine.dispose()
+
+
+@pytest.fixture(scope="session")
+def redis_url() -> Iterator[str]:
+    """A Redis that tests share; each uses a prefix of its own."""
+    with shared_redis() as url:
+        yield url
+
+
+@pytest.fixture
+def opened_redis_stage(redis_url: str) -> tuple[QuotaStage, RedisQuotaStore]:
+    """Opened before the loop runs, because it reads the scripts' files."""
+    return manual_stage(redis_url)
+
+
+@pytest.fixture
+async def redis_stage(opened_redis_stage: tuple[QuotaStage, RedisQuotaStore]) -> AsyncIterator[QuotaStage]:
+    """A store on Redis whose scripts see a clock in the test's hand."""
+    stage, store = opened_redis_stage
+    yield stage
+    await store.close()

@@ -1,0 +1,240 @@
+"""The shared store of quotas: Redis, Valkey, or what speaks like them, alone, behind Sentinel or as a cluster.
+
+Each operation is one script over all that a key has, so that nobody sees half of it. Its arithmetic is that of
+`core/quota_windows.py`; the clock is Redis's own. An exchange has a record there, which tells that it is open or
+settled: every call may be repeated after a lost answer, and counts once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+from typing import TYPE_CHECKING, Final, NamedTuple
+from urllib.parse import quote
+
+from proxy.core.errors import STORE_UNAVAILABLE, ProxyError
+from proxy.core.quota import (
+    LEASE_MS,
+    Calendar,
+    Demand,
+    Granted,
+    Limit,
+    Limits,
+    Refused,
+    Reservation,
+    amount_of,
+    bounded,
+    counter_name,
+)
+from proxy.core.quota_state import FORGET_MS, refused
+from proxy.core.quota_windows import Counter, standing
+from proxy.stores.redis_link import Call, RedisLink, Script, StoreAwayError
+from proxy.stores.redis_unsettled import Settlement, Unsettled
+from proxy.tasks import BackgroundTasks
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+
+    from proxy.stores.redis_link import Seen
+
+    Recall = Callable[[str, Mapping[Limit, int]], Awaitable[Mapping[Limit, Demand]]]
+
+_log = logging.getLogger("sluice.store")
+
+DEFAULT_TIMEOUT_S: Final = 0.25
+_RENEW_BATCH: Final = 200
+_LEAST_RETRY_S: Final = 1.0
+_UNKNOWN_BUCKET: Final = -1
+
+
+class RedisQuotaStore:
+    """A `QuotaStore` that any number of workers share.
+
+    `allow` is `store.on_failure`: without an answer an exchange is let pass unchecked instead of refused; `unchecked`
+    counts these. `recall(key_id, {limit: start in seconds of UNIX time})` asks the ledger what was used in calendar
+    windows that Redis does not know, because they are new or were lost; without it they begin empty. `clock` is
+    monotonic, in seconds. `seen(operation, seconds, error)` is told of every call. Raises `ValueError` for a bad URL.
+    Making one reads the scripts from files: not while an event loop runs.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        allow: bool,
+        clock: Callable[[], float],
+        seen: Seen,
+        recall: Recall | None = None,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+        prefix: str = "sluice",
+    ) -> None:
+        self._link = RedisLink(url, timeout_s=timeout_s, clock=clock, seen=seen)
+        self._clock = clock
+        self._allow = allow
+        self._recall = recall
+        self._prefix = prefix
+        self._reserve = Script("reserve")
+        self._renew = Script("renew")
+        self._restore = Script("restore")
+        self._tasks = BackgroundTasks()
+        self._unsettled = Unsettled(self._link, self._tasks, clock)
+        self._recalling: dict[tuple[str, Limits], asyncio.Task[None]] = {}
+        self.unchecked = 0
+
+    @property
+    def unsettled(self) -> int:
+        """Settlements that Redis could not be told yet."""
+        return len(self._unsettled)
+
+    @property
+    def is_away(self) -> bool:
+        """Redis, or a node of its cluster, did not answer for some time and is not being asked: for `/readyz`."""
+        return self._link.retry_in_s > 0
+
+    async def reserve(self, reservation_id: str, key_id: str, limits: Limits, demand: Demand) -> Granted | Refused:
+        """As the protocol says, also after a lost answer: what it may have reserved is given back."""
+        reservation = Reservation(reservation_id, key_id, limits, bounded(demand), ())
+        try:
+            return await self._admit(reservation)
+        except StoreAwayError as error:
+            if error.asked:
+                self._withdraw(reservation)
+            if self._allow:
+                self.unchecked += 1
+                return Granted(reservation._replace(unchecked=True), ())
+            wait_s = max(error.retry_in_s, _LEAST_RETRY_S)
+            message = "Quotas cannot be checked at the moment."
+            raise ProxyError(STORE_UNAVAILABLE, message, retry_after_s=wait_s) from error
+        except asyncio.CancelledError:
+            self._withdraw(reservation)
+            raise
+
+    async def settle(self, reservation: Reservation, used: Demand) -> None:
+        """As the protocol says: at once if Redis answers."""
+        if not reservation.unchecked:
+            await self._unsettled.settle(self._settlement(reservation, bounded(used)))
+
+    async def renew(self, reservations: Sequence[Reservation]) -> None:
+        """As the protocol says, in one round trip for many. A Redis that was emptied learns of them again."""
+        calls = [self._renewal(reservation) for reservation in reservations if not reservation.unchecked]
+        for first in range(0, len(calls), _RENEW_BATCH):
+            answers = await self._link.ask_all(calls[first : first + _RENEW_BATCH])
+            if None in answers:
+                _log.warning("leases of %d exchanges in flight could not be renewed", answers.count(None))
+
+    async def close(self) -> None:
+        """Settle what is left, if Redis answers, and close the connections."""
+        await self._unsettled.close()
+        await self._tasks.close(0)
+        await self._link.close()
+
+    async def _admit(self, reservation: Reservation) -> Granted | Refused:
+        answer = await self._ask_to_reserve(reservation, may_begin=self._recall is None)
+        if answer.verdict == "missing" and self._recall is not None:
+            await self._recall_missing(self._recall, reservation, answer)
+            answer = await self._ask_to_reserve(reservation, may_begin=True)
+        _, _, limits, demand, *_ = reservation
+        if answer.verdict == "granted":
+            pairs = zip(limits.windows, answer.counters, strict=True)
+            standings = tuple([standing(limit, counter, answer.now_ms) for limit, counter in pairs])
+            return Granted(reservation._replace(buckets=answer.buckets), standings)
+        if answer.verdict == "over":
+            # it was withdrawn after its answer was lost, and arrived only now
+            raise StoreAwayError(asked=False, retry_in_s=0)
+        return refused(limits, demand, answer.counters, answer.now_ms)
+
+    async def _ask_to_reserve(self, reservation: Reservation, *, may_begin: bool) -> Answer:
+        call = self.reserving(reservation, may_begin=may_begin)
+        return read_answer(await self._link.ask(call), reservation.limits)
+
+    def reserving(self, reservation: Reservation, *, may_begin: bool) -> Call:
+        """The call that reserves."""
+        id_, _, limits, demand, *_ = reservation
+        words: list[str | int] = [LEASE_MS, -1 if limits.concurrency is None else limits.concurrency, FORGET_MS]
+        words.append(int(may_begin))
+        for limit in limits.windows:
+            words += (_window_word(limit), limit.amount, amount_of(demand, limit.kind))
+        return Call(self._reserve, self._keys(reservation), id_, words)
+
+    async def _recall_missing(self, recall: Recall, reservation: Reservation, answer: Answer) -> None:
+        """Ask the ledger, one task for all who wait for the same, and tell Redis."""
+        asked = reservation.key_id, reservation.limits
+        task = self._recalling.get(asked)
+        if task is None:
+            pairs = zip(reservation.limits.windows, answer.counters, strict=True)
+            starts = {limit: counter.bucket for limit, counter in pairs if isinstance(limit.window, Calendar)}
+            task = self._tasks.start(self._recall_windows(recall, asked[0], starts), "recall of quotas")
+            self._recalling[asked] = task
+            task.add_done_callback(lambda _: self._recalling.pop(asked))
+        await asyncio.wait((task,))
+        if task.cancelled() or task.exception() is not None:
+            raise StoreAwayError(asked=False, retry_in_s=0)
+
+    async def _recall_windows(self, recall: Recall, key_id: str, starts: Mapping[Limit, int]) -> None:
+        found = await recall(key_id, starts)
+        words: list[str | int] = []
+        for limit, start_s in starts.items():
+            amount = amount_of(bounded(found.get(limit, Demand())), limit.kind)
+            words += (_window_word(limit), start_s, amount)
+        keys = _window_keys(_tag(self._prefix, key_id), tuple(starts))
+        await self._link.ask(Call(self._restore, keys, "", words))
+
+    def _withdraw(self, reservation: Reservation) -> None:
+        self._unsettled.settle_later(self._settlement(reservation, Demand()))
+
+    def _settlement(self, reservation: Reservation, used: Demand) -> Settlement:
+        words: list[str | int] = []
+        for limit, bucket in self._charges(reservation):
+            words += (_window_word(limit), amount_of(reservation.demand, limit.kind), amount_of(used, limit.kind))
+            words.append(bucket)
+        return Settlement(reservation.id, self._keys(reservation), words, self._clock())
+
+    def _renewal(self, reservation: Reservation) -> Call:
+        words: list[str | int] = [LEASE_MS, FORGET_MS]
+        for limit, bucket in self._charges(reservation):
+            words += (_window_word(limit), amount_of(reservation.demand, limit.kind), bucket)
+        return Call(self._renew, self._keys(reservation), reservation.id, words)
+
+    def _charges(self, reservation: Reservation) -> Iterator[tuple[Limit, int]]:
+        windows = reservation.limits.windows
+        return zip(windows, reservation.buckets or (_UNKNOWN_BUCKET,) * len(windows), strict=True)
+
+    def _keys(self, reservation: Reservation) -> tuple[str, ...]:
+        tag = _tag(self._prefix, reservation.key_id)
+        return f"{tag}:exchange:{reservation.id}", f"{tag}:slots", *_window_keys(tag, reservation.limits.windows)
+
+
+class Answer(NamedTuple):
+    """What `reserve.lua` says: the counters as they are now, and the buckets charged."""
+
+    verdict: str
+    now_ms: int
+    counters: tuple[Counter, ...]
+    buckets: tuple[int, ...]
+
+
+def read_answer(text: bytes, limits: Limits) -> Answer:
+    """The answer to a call that reserves."""
+    verdict, *words = text.decode("ascii").split()
+    if not words:
+        return Answer(verdict, 0, (), ())
+    now_ms, *numbers = map(int, words)
+    windows = limits.windows
+    counters = tuple([Counter(limit.window, *numbers[3 * i : 3 * i + 3]) for i, limit in enumerate(windows)])
+    return Answer(verdict, now_ms, counters, tuple(numbers[3 * len(windows) :]))
+
+
+@functools.lru_cache(4096)
+def _tag(prefix: str, key_id: str) -> str:
+    """What all names of a key begin with. What is in braces decides the slot of a cluster, and holds no brace."""
+    return f"{prefix}:{{{quote(key_id, safe='')}}}"
+
+
+@functools.lru_cache(4096)
+def _window_keys(tag: str, windows: tuple[Limit, ...]) -> tuple[str, ...]:
+    return tuple(f"{tag}:{counter_name(limit)}" for limit in windows)
+
+
+def _window_word(limit: Limit) -> str | int:
+    return limit.window.value if isinstance(limit.window, Calendar) else limit.window * 1000

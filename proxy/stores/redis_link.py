@@ -1,0 +1,216 @@
+"""Asking Redis: scripts by digest, every call bounded in time, and a store that is away not asked by everybody.
+
+One timer bounds a whole call: its turn, connecting, asking. It ends the call by cancellation, after which redis-py
+closes the connection: half an answer may be on its way. Its own timeouts cost a task and two timers a call.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import hashlib
+import logging
+from importlib import resources
+from typing import TYPE_CHECKING, Any, Final, cast
+
+from redis.asyncio import RedisCluster
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import NoScriptError, SlotNotCoveredError
+
+from proxy.stores.breaker import Circuit
+from proxy.stores.redis_client import open_client
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+
+    Word = str | int
+    Seen = Callable[[str, float, str | None], None]
+
+_log = logging.getLogger("sluice.store")
+
+CONNECTIONS: Final = 32
+"""Of a worker, at most: a call takes a tenth of a millisecond, so that more would wait for the event loop anyway."""
+
+
+class Script:
+    """A Lua script of `proxy/stores/lua`, with what all of them share before it."""
+
+    def __init__(self, name: str) -> None:
+        folder = resources.files("proxy.stores") / "lua"
+        parts = ("windows.lua", f"{name}.lua")
+        self.name = name
+        self.text = "".join((folder / part).read_text(encoding="utf-8") for part in parts)
+        self.digest = hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest()
+
+
+class StoreAwayError(Exception):
+    """The store gave no answer. `asked` tells whether it may have acted all the same."""
+
+    def __init__(self, *, asked: bool, retry_in_s: float) -> None:
+        super().__init__("the store gave no answer")
+        self.asked = asked
+        self.retry_in_s = retry_in_s
+
+
+class Call:
+    """One script to run: its keys, all in one hash slot, an id and other arguments. Must be safe to repeat."""
+
+    __slots__ = ("_id", "_words", "keys", "script")
+
+    def __init__(self, script: Script, keys: Sequence[str], id_: str, words: Sequence[Word]) -> None:
+        self.script = script
+        self.keys = keys
+        self._id = id_
+        self._words = " ".join(map(str, words))
+
+    def by_digest(self) -> tuple[Word, ...]:
+        """The command that runs it where the script is known."""
+        return ("EVALSHA", self.script.digest, len(self.keys), *self.keys, self._id, self._words)
+
+    def by_text(self) -> tuple[Word, ...]:
+        """The command that runs it anywhere; the server knows the script from then on."""
+        return ("EVAL", self.script.text, len(self.keys), *self.keys, self._id, self._words)
+
+
+class Deadline:
+    """Ends what the current task does within it after `seconds`, with `TimeoutError`."""
+
+    __slots__ = ("_cancels_before", "_expired", "_seconds", "_task", "_timer")
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._expired = False
+
+    async def __aenter__(self) -> None:
+        self._task = cast("asyncio.Task[Any]", asyncio.current_task())
+        self._cancels_before = self._task.cancelling()
+        self._timer = asyncio.get_running_loop().call_later(self._seconds, self._expire)
+
+    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._timer.cancel()
+        # only our own timer's cancellation becomes a timeout; one from outside goes on
+        if self._expired and self._task.uncancel() <= self._cancels_before and kind is asyncio.CancelledError:
+            raise TimeoutError
+
+    def _expire(self) -> None:
+        self._expired = True
+        self._task.cancel()
+
+
+class RedisLink:
+    """The way to one Redis, Sentinel service or cluster.
+
+    `timeout_s` is what a caller waits at most. `clock` is monotonic, in seconds. `seen(operation, seconds, error)` is
+    told of every call; `error` is the name of what went wrong, None for nothing. Raises `ValueError` for a bad URL.
+    """
+
+    def __init__(
+        self, url: str, *, timeout_s: float, clock: Callable[[], float], seen: Seen, connections: int = CONNECTIONS
+    ) -> None:
+        self._client, self._sentinels = open_client(url, connections=connections)
+        self._timeout_s = timeout_s
+        self._clock = clock
+        self._seen = seen
+        self._room = asyncio.Semaphore(connections)
+        self._circuits: dict[str, Circuit] = {}
+
+    @property
+    def retry_in_s(self) -> float:
+        """How long the store will not be asked, or at least one node of a cluster; 0 while all answer."""
+        now_s = self._clock()
+        return max((circuit.retry_in_s(now_s) for circuit in self._circuits.values()), default=0.0)
+
+    async def ask(self, call: Call) -> Any:
+        """The script's answer. Raises `StoreAwayError` after `timeout_s` at most."""
+        return await self._bounded(self._node_of(call), call.script.name, functools.partial(self._run, call))
+
+    async def ask_all(self, calls: Sequence[Call]) -> list[Any]:
+        """All answers, of one round trip to each node; None for a call that failed. Never raises."""
+        answers: dict[Call, Any] = {}
+        by_node: dict[str, list[Call]] = {}
+        for call in calls:
+            by_node.setdefault(self._node_of(call), []).append(call)
+        for node, batch in by_node.items():
+            try:
+                found = await self._bounded(node, batch[0].script.name, functools.partial(self._run_all, batch))
+            except StoreAwayError:
+                continue
+            answers.update(zip(batch, found, strict=True))
+        return [answers.get(call) for call in calls]
+
+    async def close(self) -> None:
+        """End all connections."""
+        if isinstance(self._client, RedisCluster):
+            # its own `aclose` leaves them open when the last call has failed
+            await self._client.nodes_manager.aclose()
+            await self._client.nodes_manager.aclose("startup_nodes")
+        await self._client.aclose()
+        for sentinel in self._sentinels:
+            await sentinel.aclose()
+
+    def _node_of(self, call: Call) -> str:
+        """The node of a cluster that has the call's keys, as far as is known; "" if there is but one."""
+        if isinstance(self._client, RedisCluster):
+            with contextlib.suppress(SlotNotCoveredError):
+                node = self._client.get_node_from_key(call.keys[0])
+                return "" if node is None else node.name
+        return ""
+
+    async def _bounded(self, node: str, operation: str, work: Callable[[], Awaitable[Any]]) -> Any:
+        circuit = self._circuits.setdefault(node, Circuit())
+        began_s = self._clock()
+        if not circuit.admits(began_s):
+            self._seen(operation, 0.0, "circuit_open")
+            raise StoreAwayError(asked=False, retry_in_s=circuit.retry_in_s(began_s))
+        try:
+            async with Deadline(self._timeout_s), self._room:
+                answer = await work()
+        except Exception as error:
+            self._failed(circuit, error)
+            self._seen(operation, self._clock() - began_s, type(error).__name__)
+            raise StoreAwayError(asked=True, retry_in_s=circuit.retry_in_s(self._clock())) from error
+        if circuit.is_open:
+            _log.warning("the quota store answers again")
+        circuit.succeeded()
+        self._seen(operation, self._clock() - began_s, None)
+        return answer
+
+    def _failed(self, circuit: Circuit, error: Exception) -> None:
+        was_open = circuit.is_open
+        circuit.failed(self._clock())
+        if circuit.is_open and not was_open:
+            # the type only: messages name hosts and users
+            _log.error("the quota store does not answer: %s", type(error).__name__)
+
+    async def _run(self, call: Call) -> Any:
+        try:
+            return await self._run_once(call)
+        except RedisConnectionError:
+            # a connection from before a restart or failover; the pool finds out when it is used
+            return await self._run_once(call)
+
+    async def _run_once(self, call: Call) -> Any:
+        try:
+            return await self._client.execute_command(*call.by_digest())
+        except NoScriptError:
+            return await self._client.execute_command(*call.by_text())
+
+    async def _run_all(self, calls: Sequence[Call]) -> list[Any]:
+        try:
+            answers = await self._run_batch(calls)
+        except RedisConnectionError:
+            answers = await self._run_batch(calls)
+        for place, answer in enumerate(answers):
+            if isinstance(answer, NoScriptError):
+                answers[place] = await self._client.execute_command(*calls[place].by_text())
+        failures = [answer for answer in answers if isinstance(answer, Exception)]
+        if len(failures) == len(answers):
+            raise failures[0]
+        return [None if isinstance(answer, Exception) else answer for answer in answers]
+
+    async def _run_batch(self, calls: Sequence[Call]) -> list[Any]:
+        pipeline = self._client.pipeline(transaction=False)
+        for call in calls:
+            pipeline.execute_command(*call.by_digest())
+        return list(await pipeline.execute(raise_on_error=False))
