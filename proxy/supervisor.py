@@ -14,7 +14,8 @@ import signal
 import socket
 from typing import TYPE_CHECKING, Final
 
-from proxy.app import open_app, server_tls
+from proxy.app import open_app
+from proxy.building import server_tls
 from proxy.core import errors
 from proxy.server import http
 from proxy.server.tls import TlsListener

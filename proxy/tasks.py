@@ -32,6 +32,10 @@ class BackgroundTasks:
         task.add_done_callback(self._finished)
         return task
 
+    def keep(self, work: Coroutine[Any, Any, Any], name: str) -> None:
+        """Run `work` likewise, where nobody needs the task."""
+        _ = self.start(work, name)
+
     def _finished(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:

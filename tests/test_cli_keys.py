@@ -58,7 +58,7 @@ class Operator:
         """Whose secret it is, to a proxy that reads this ledger."""
         keyring = Keyring([], PLANS)
         engine = open_database(f"sqlite:///{self.ledger}")
-        keyring.update(KeyStore(engine).changed_since(0))
+        keyring.update(KeyStore(engine).changed_since(None))
         engine.dispose()
         holder = keyring.holder(secret.encode(), time.time() if at_s is None else at_s)
         return None if holder is None else holder.key_id

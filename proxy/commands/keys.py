@@ -201,8 +201,8 @@ def _expect_file(url: URL, *, may_make: bool) -> None:
 def _check_id(key_id: str, config: Config) -> None:
     import msgspec
 
+    from proxy.config.kinds import Name
     from proxy.config.read import unwrap
-    from proxy.config.settings import Name
 
     try:
         msgspec.convert(key_id, Name)
@@ -221,12 +221,13 @@ def _check_plan(plan: str | None, config: Config) -> None:
 
 def _limits(given: dict[str, Any]) -> dict[str, Any] | None:
     """The limits on the command line, checked like those of a file and in their form; None where there are none."""
-    from proxy.config.values import check_limit
+    from proxy.core.limits import parse_limit
+    from proxy.core.quota import Kind
 
     for kind in ("requests", "tokens", "spend"):
         for limit in given[kind]:
             try:
-                check_limit(limit, decimal=kind == "spend")
+                parse_limit(limit, Kind(kind))
             except ValueError as error:
                 fail(f"--{kind} {error}, not {limit[:60]!a}", code=2)
     return {kind: value for kind, value in given.items() if value} or None

@@ -8,14 +8,25 @@ from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
 from proxy.config.read import nearest
-from proxy.config.values import check_limit
+from proxy.core.addresses import parse_network
+from proxy.core.limits import parse_limit
+from proxy.core.quota import Kind
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from urllib.parse import SplitResult
 
     from proxy.config.problems import Findings, Path
-    from proxy.config.settings import Config, KeyConfig, LimitsConfig, ModelConfig, PlanConfig, UpstreamConfig
+    from proxy.config.settings import (
+        Config,
+        KeyConfig,
+        LimitsConfig,
+        ModelConfig,
+        ModelLimitsConfig,
+        PlanConfig,
+        ServerConfig,
+        UpstreamConfig,
+    )
 
 _STORES: Final = ("memory", "redis", "rediss", "redis+sentinel", "redis+cluster", "redis+unix", "unix")
 _LEDGERS: Final = ("sqlite", "postgresql")
@@ -35,6 +46,7 @@ _SHA256: Final = re.compile(r"[0-9a-fA-F]{64}")
 def check(config: Config, findings: Findings) -> None:
     """Note every contradiction in `config` that no type rules out."""
     _check_listeners(config, findings)
+    _check_clients(config.server, findings)
     _check_backends(config, findings)
     findings.expect(config.upstreams, ("upstreams",), "must name at least one upstream, with its base_url")
     for name, upstream in config.upstreams.items():
@@ -63,6 +75,22 @@ def _check_listeners(config: Config, findings: Findings) -> None:
     for index, origin in enumerate(server.cors_origins):
         valid = origin == "*" or _ORIGIN.fullmatch(origin)
         findings.expect(valid, ("server", "cors_origins", index), "must be * or an origin such as https://example.com")
+
+
+def _check_clients(server: ServerConfig, findings: Findings) -> None:
+    """Who clients are, and how often they may fail to say."""
+    for index, network in enumerate(server.trusted_proxies):
+        try:
+            parse_network(network)
+        except ValueError as error:
+            findings.refuse(("server", "trusted_proxies", index), f"{error}, not {network[:60]!a}")
+    if server.auth_failures is not None:
+        at = ("server", "auth_failures")
+        try:
+            slides = isinstance(parse_limit(server.auth_failures, Kind.REQUESTS).window, int)
+            findings.expect(slides, at, "must have a window of seconds, minutes or hours")
+        except ValueError as error:
+            findings.refuse(at, f"{error}, not {server.auth_failures[:60]!a}")
 
 
 def _check_pair(findings: Findings, path: Path, **files: str | None) -> None:
@@ -154,17 +182,19 @@ def _check_model(model: ModelConfig, path: Path, config: Config, findings: Findi
     findings.expect(some, (*path, "routes"), "all have weight 0, so nothing would serve the model")
 
 
-def _check_limits(limits: PlanConfig | LimitsConfig, path: Path, findings: Findings) -> None:
+def _check_limits(limits: PlanConfig | LimitsConfig | ModelLimitsConfig, path: Path, findings: Findings) -> None:
     for kind in ("requests", "tokens", "spend"):
         for index, limit in enumerate(getattr(limits, kind) or ()):
             try:
-                check_limit(limit, decimal=kind == "spend")
+                parse_limit(limit, Kind(kind))
             except ValueError as error:
                 findings.refuse((*path, kind, index), f"{error}, not {limit[:60]!a}")
 
 
 def _check_plan(plan: PlanConfig, path: Path, findings: Findings) -> None:
     _check_limits(plan, path, findings)
+    for pattern, limits in plan.model_limits.items():
+        _check_limits(limits, (*path, "model_limits", pattern), findings)
     for index, endpoint in enumerate(plan.endpoints):
         at = (*path, "endpoints", index)
         known = endpoint in ("inference", "stateful") or endpoint.startswith("/")

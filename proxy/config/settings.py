@@ -8,37 +8,27 @@ durations are seconds here. Every setting has a default but an upstream's `base_
 from __future__ import annotations
 
 from datetime import datetime  # noqa: TC003  msgspec reads the annotations when the file is loaded
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Literal
 
 from msgspec import Meta, Struct, field
 
+from proxy.config.kinds import (  # noqa: TC001  as above
+    Bytes,
+    Count,
+    Duration,
+    Filename,
+    Glob,
+    Host,
+    Limit,
+    Name,
+    Pause,
+    Port,
+    Ratio,
+    Retention,
+    Share,
+    Usd,
+)
 from proxy.config.values import Secret, SecretUrl
-
-_YEAR_S: Final = 366 * 86400
-# `unit` tells the reader, the dump and the schema that numbers of this kind may be written in words
-_WORDS: Final[dict[str, Any]] = {
-    "pattern": r"^[0-9]+(\.[0-9]+)?(ms|s|m|h|d)?$|\$\{",
-    "examples": ["250ms", "5s", "2m", "1h"],
-}
-_UNIT: Final = {"unit": "s"}
-_HOST: Final = {"must": "be a host name or an address, without scheme, port or brackets"}
-_NAME: Final = {"must": "be 1 to 128 letters, digits or . _ : @ / + -, the first a letter, a digit or _"}
-_GLOB: Final = {"must": "be a name or a pattern with * and ?, without spaces or brackets"}
-
-Port = Annotated[int, Meta(ge=0, le=65535)]
-Count = Annotated[int, Meta(ge=1, le=2**53)]
-Bytes = Annotated[int, Meta(ge=1, le=2**53)]
-Ratio = Annotated[float, Meta(ge=0, le=1)]
-Share = Annotated[float, Meta(ge=0, le=1_000_000)]
-Usd = Annotated[float, Meta(ge=0, le=1_000_000)]
-Duration = Annotated[float, Meta(gt=0, le=_YEAR_S, extra=_UNIT, extra_json_schema=_WORDS)]
-Retention = Annotated[float, Meta(ge=3600, le=100 * _YEAR_S, extra=_UNIT, extra_json_schema=_WORDS)]
-Pause = Annotated[float, Meta(ge=0, le=_YEAR_S, extra=_UNIT, extra_json_schema=_WORDS)]
-Host = Annotated[str, Meta(pattern=r"^[A-Za-z0-9._:%-]{1,255}$", extra=_HOST)]
-Filename = Annotated[str, Meta(min_length=1, max_length=4096)]
-Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._:@/+-]{0,127}$", extra=_NAME)]  # a label of metrics, too
-Glob = Annotated[str, Meta(pattern=r"^[^\s\[\]]{1,256}$", extra=_GLOB)]
-Limit = Annotated[str, Meta(examples=["60/minute", "10000/day"])]
 
 
 class _Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -66,6 +56,12 @@ class ServerConfig(_Settings, frozen=True):
         Duration | None, Meta(description="comment between events of a stream silent for this long; off: none")
     ] = None
     cors_origins: Annotated[tuple[str, ...], Meta(description='origins of browsers that may call; ["*"] for all')] = ()
+    trusted_proxies: Annotated[
+        tuple[str, ...], Meta(description="addresses or networks whose X-Forwarded-For or Forwarded is believed")
+    ] = ()
+    auth_failures: Annotated[
+        Limit | None, Meta(description="requests without a good key per client address, then 429; null: no limit")
+    ] = "60/minute"
     tls: Annotated[ServerTlsConfig, Meta(description="TLS for this listener")] = field(default_factory=ServerTlsConfig)
 
 
@@ -184,6 +180,14 @@ class ModelConfig(_Settings, frozen=True):
     ] = None
 
 
+class ModelLimitsConfig(_Settings, frozen=True):
+    """Limits of a plan for some models, beside those for all."""
+
+    requests: Annotated[tuple[Limit, ...], Meta(description="requests per window")] = ()
+    tokens: Annotated[tuple[Limit, ...], Meta(description="prompt and output tokens per window")] = ()
+    spend: Annotated[tuple[Limit, ...], Meta(description="USD per window, may be decimal")] = ()
+
+
 class PlanConfig(_Settings, frozen=True):
     """A named set of limits; each applies per key."""
 
@@ -191,6 +195,9 @@ class PlanConfig(_Settings, frozen=True):
     tokens: Annotated[tuple[Limit, ...], Meta(description="prompt and output tokens per window")] = ()
     spend: Annotated[tuple[Limit, ...], Meta(description="USD per window, may be decimal")] = ()
     concurrency: Annotated[Count | None, Meta(description="exchanges at once; null: no limit")] = None
+    model_limits: Annotated[
+        dict[Glob, ModelLimitsConfig], Meta(description="further limits by model: a name or a glob")
+    ] = field(default_factory=dict)
     weight: Annotated[float, Meta(gt=0, le=1_000_000, description="share in the fair queue")] = 1.0
     models: Annotated[tuple[Glob, ...], Meta(description="models it may use: names or globs")] = ("*",)
     endpoints: Annotated[tuple[Glob, ...], Meta(description="inference, stateful, or path globs such as /files*")] = (

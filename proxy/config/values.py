@@ -11,9 +11,6 @@ MASK: Final = "***"
 
 _DURATION: Final = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,9})?)(ms|s|m|h|d)?")
 _MS_PER_UNIT: Final = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
-_LIMIT: Final = re.compile(
-    r"\s*([0-9]{1,15}(?:\.[0-9]{1,9})?)\s*(?:/|per\s)\s*([0-9]{0,4})\s*([a-z]+)\s*", re.IGNORECASE
-)
 _CREDENTIAL_NAME: Final = re.compile(
     r"key|token|secret|passw|signature|credential|authoriz|cookie|^sig$|^code$", re.IGNORECASE
 )
@@ -92,26 +89,3 @@ def duration_text(seconds: float) -> str:
         if milliseconds and milliseconds % _MS_PER_UNIT[unit] == 0:
             return f"{milliseconds / _MS_PER_UNIT[unit]:f}".partition(".")[0] + unit
     return f"{seconds:.9f}".rstrip("0").rstrip(".") + "s"
-
-
-def check_limit(text: str, *, decimal: bool) -> None:
-    """Refuse what is no limit in the notation of the `limits` package (`60/minute`, `5 per 2 hours`): `ValueError`.
-
-    Amounts of money may be `decimal`, which `limits` does not read; so the amount is read here and the window there.
-    """
-    match = _LIMIT.fullmatch(text)
-    if match is None:
-        raise ValueError("must be an amount and a window, such as " + ("2.50/day" if decimal else "60/minute"))
-    amount, multiple, unit = match.groups()
-    if "." in amount and not decimal:
-        raise ValueError("must be a whole amount and a window, such as 60/minute")
-    if Decimal(amount) == 0:
-        raise ValueError("must allow more than nothing")
-    if multiple and int(multiple) == 0:
-        raise ValueError("must have a window longer than nothing")
-    from limits import parse  # noqa: PLC0415  its import takes 90 ms, which only configurations with limits pay
-
-    try:
-        parse(f"1/{multiple}{unit}")
-    except ValueError as error:
-        raise ValueError("has an unknown window: use second, minute, hour, day, month or year") from error

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
 class Blame(enum.Enum):
@@ -40,6 +43,7 @@ class ErrorKind:
     code: str | None
     blame: Blame
     repeat: Repeat = Repeat.NEVER
+    should_retry: bool | None = None  # `x-should-retry`, which SDKs obey before anything else; None: theirs to decide
 
 
 _INVALID: Final = "invalid_request_error"
@@ -61,6 +65,17 @@ REQUEST_TOO_LARGE = ErrorKind("request_too_large", 413, _INVALID, "request_too_l
 EXPECTATION_FAILED = ErrorKind("bad_request", 417, _INVALID, None, Blame.DOWNSTREAM)
 CLIENT_GONE = ErrorKind("client_gone", 499, _INVALID, "client_gone", Blame.DOWNSTREAM)
 CLIENT_STALLED = ErrorKind("client_stalled", 499, _INVALID, "client_stalled", Blame.DOWNSTREAM)
+
+RATE_LIMIT_REQUESTS = ErrorKind("rate_limited", 429, "requests", "rate_limit_exceeded", Blame.DOWNSTREAM)
+RATE_LIMIT_TOKENS = ErrorKind("rate_limited", 429, "tokens", "rate_limit_exceeded", Blame.DOWNSTREAM)
+TOO_MANY_AT_ONCE = ErrorKind("rate_limited", 429, "requests", "concurrency_limit_exceeded", Blame.DOWNSTREAM)
+# waiting helps against neither: a `retry-after` until next month makes some clients freeze (protocol.md section 2.6)
+LARGER_THAN_LIMIT = ErrorKind(
+    "larger_than_limit", 429, "tokens", "request_too_large", Blame.DOWNSTREAM, should_retry=False
+)
+INSUFFICIENT_QUOTA = ErrorKind(
+    "insufficient_quota", 429, "insufficient_quota", "insufficient_quota", Blame.DOWNSTREAM, should_retry=False
+)
 
 INTERNAL = ErrorKind("internal_error", 500, _SERVER, "internal_error", Blame.SLUICE)
 NO_UPSTREAM = ErrorKind("no_upstream", 503, _SERVER, "no_upstream", Blame.SLUICE)
@@ -90,17 +105,25 @@ class ProxyError(Exception):
     """A failure of an exchange, ready to be told to the client.
 
     `message` is public: it must never hold a key, a prompt or a completion. `param` names the request member at fault.
-    `retry_after_s` is the honest wait in seconds, sent as `retry-after` and `retry-after-ms`.
+    `retry_after_s` is the honest wait in seconds, sent as `retry-after` and `retry-after-ms`; `headers` are sent with
+    an answer that tells of the error.
     """
 
     def __init__(
-        self, kind: ErrorKind, message: str, *, param: str | None = None, retry_after_s: float | None = None
+        self,
+        kind: ErrorKind,
+        message: str,
+        *,
+        param: str | None = None,
+        retry_after_s: float | None = None,
+        headers: Sequence[tuple[bytes, bytes]] = (),
     ) -> None:
         super().__init__(message)
         self.kind = kind
         self.message = message
         self.param = param
         self.retry_after_s = retry_after_s
+        self.headers = headers
 
     def __repr__(self) -> str:
         return f"ProxyError({self.kind.outcome}, {self.message!r})"
@@ -118,7 +141,9 @@ def envelope(error: ProxyError) -> bytes:
 
 def error_headers(error: ProxyError) -> list[tuple[bytes, bytes]]:
     """The headers of an error answer beside those of every answer; the wait in seconds is rounded up."""
-    headers: list[tuple[bytes, bytes]] = []
+    headers = list(error.headers)
+    if error.kind.should_retry is not None:
+        headers.append((b"x-should-retry", b"true" if error.kind.should_retry else b"false"))
     if error.kind.status == 401:
         headers.append((b"WWW-Authenticate", b"Bearer"))
     if error.retry_after_s is not None:

@@ -9,29 +9,36 @@ from __future__ import annotations
 
 import asyncio
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Final
 
-from proxy.core.pricing import cost_nano_usd
+from proxy.core.pricing import cost_nano_usd as cost_nano_usd_of
 from proxy.core.prompts import Estimate, estimate
-from proxy.core.tokens import encoding_of
+from proxy.core.quota import Demand
+from proxy.core.tokens import MAX_TOKENS, encoding_of
 from proxy.core.usage import Usage
 from proxy.phases.exchange import Treatment
+from proxy.phases.quotas import demand_of
 from proxy.stores.base import Opened
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from proxy.core.headers import RawHeaders
     from proxy.core.pricing import Price, PriceList
     from proxy.phases.admit import Admission
     from proxy.phases.exchange import Exchange
     from proxy.phases.observe import Counting
+    from proxy.phases.quotas import Hold, Quotas
     from proxy.phases.route import Route
+    from proxy.phases.settle import Settlement
     from proxy.stores.base import Entry, Ledger
 
 # The prompt of a longer request is counted beside the event loop: so much takes 0.1 ms as a rule, and 7 ms of a body
 # that is made to take long.
 _LONG_BYTES: Final = 16_384
 _LONGEST_MODEL: Final = 128
+_ESTIMATING_THREADS: Final = 2
 _NOTHING: Final = Estimate(0, 0)
 
 
@@ -41,14 +48,29 @@ class Account:
     `reserved` is charged where nobody can say what was used: the prompt's estimate and the most that may be answered.
     """
 
-    def __init__(self, entry: Entry, prompt_tokens: int, reserved: Usage, price: Price | None, encoding: str) -> None:
+    def __init__(
+        self,
+        entry: Entry,
+        *,
+        prompt_tokens: int,
+        reserved: Usage,
+        price: Price | None,
+        encoding: str,
+        hold: Hold | None = None,
+    ) -> None:
         self.entry = entry
+        self.hold = hold
         self.prompt_tokens = prompt_tokens
         self.reserved = reserved
         self.price = price
         self.encoding = encoding
         self.attempts = 0
         self.is_sent = False  # an upstream has the request, and may be working on it
+
+    @property
+    def headers(self) -> RawHeaders:
+        """What the answer tells the client of its quota."""
+        return self.hold.headers if self.hold is not None else []
 
     def sent(self) -> None:
         """Note that the request is on its way."""
@@ -58,44 +80,76 @@ class Account:
 class Accounting:
     """Opens accounts. Holds what they have in common."""
 
-    def __init__(self, *, ledger: Ledger, prices: PriceList, counting: Counting, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, *, quotas: Quotas, ledger: Ledger, prices: PriceList, counting: Counting, clock: Callable[[], float]
+    ) -> None:
         self.counting = counting
+        self._quotas = quotas
+        # of its own: names are resolved and files are read in the event loop's threads, and must not wait behind these
+        self._estimating = ThreadPoolExecutor(_ESTIMATING_THREADS, thread_name_prefix="estimates")
         self._ledger = ledger
         self._prices = prices
         self._clock = clock
+
+    def stop(self) -> None:
+        """End the threads; no exchange is opened any more."""
+        self._estimating.shutdown(wait=False, cancel_futures=True)
 
     def now_ms(self) -> int:
         """UNIX time in milliseconds."""
         return int(self._clock() * 1000)
 
     async def open(self, exchange: Exchange, admission: Admission, chosen: Route) -> Account:
-        """Estimate, price and enter the exchange. Raises `ProxyError` STORE_UNAVAILABLE when it cannot be recorded."""
+        """Estimate, price, reserve and enter the exchange.
+
+        Raises `ProxyError` 429 where the key's quota does not allow it, STORE_UNAVAILABLE when it cannot be recorded.
+        """
         encoding = chosen.model.encoding or encoding_of(chosen.served or "")
         expected = await self._estimate(exchange, admission, encoding)
         most_tokens = expected.max_output_tokens
-        reserved = Usage(expected.prompt_tokens, chosen.model.max_output_tokens if most_tokens is None else most_tokens)
+        if most_tokens is None:
+            most_tokens = min(chosen.model.max_output_tokens * expected.answers, MAX_TOKENS)
+        reserved = Usage(expected.prompt_tokens, most_tokens)
         price = self._prices.find(admission.model, chosen.served) if admission.model is not None else None
-        waited_s = time.perf_counter() - exchange.timeline.arrived_s
-        entry = self._ledger.open(
-            Opened(
-                id=exchange.id,
-                key_id=admission.principal.key_id,
-                endpoint=exchange.endpoint.name,
-                # no database's text may hold a NUL
-                model=(admission.model or "")[:_LONGEST_MODEL].replace("\0", "\ufffd"),
-                upstream=chosen.upstream.name,
-                streamed=admission.streamed,
-                started_ms=int((self._clock() - waited_s) * 1000),
-                reserved_tokens=reserved.input_tokens + reserved.output_tokens,
-                reserved_nano_usd=0 if price is None else cost_nano_usd(reserved, price),
-            )
+        cost_nano_usd = 0 if price is None else cost_nano_usd_of(reserved, price)
+        principal = admission.principal
+        limits = principal.limits.for_model(admission.model or "")
+        hold = await self._quotas.reserve(exchange.id, principal.key_id, limits, demand_of(reserved, cost_nano_usd))
+        try:
+            entry = self._ledger.open(self._opened(exchange, admission, chosen, reserved, cost_nano_usd))
+        except BaseException:
+            if hold is not None:
+                self._quotas.settle(hold, Demand())
+            raise
+        return Account(
+            entry, prompt_tokens=expected.prompt_tokens, reserved=reserved, price=price, encoding=encoding, hold=hold
         )
-        return Account(entry, expected.prompt_tokens, reserved, price, encoding)
+
+    def close(self, account: Account, settlement: Settlement) -> None:
+        """Charge the key's quota what was used, and give back the rest."""
+        if account.hold is not None:
+            self._quotas.settle(account.hold, demand_of(settlement.usage, settlement.cost_nano_usd))
+
+    def _opened(
+        self, exchange: Exchange, admission: Admission, chosen: Route, reserved: Usage, cost_nano_usd: int
+    ) -> Opened:
+        waited_s = time.perf_counter() - exchange.timeline.arrived_s
+        return Opened(
+            id=exchange.id,
+            key_id=admission.principal.key_id,
+            endpoint=exchange.endpoint.name,
+            model=(admission.model or "")[:_LONGEST_MODEL],
+            upstream=chosen.upstream.name,
+            streamed=admission.streamed,
+            started_ms=int((self._clock() - waited_s) * 1000),
+            reserved_tokens=reserved.input_tokens + reserved.output_tokens,
+            reserved_nano_usd=cost_nano_usd,
+        )
 
     async def _estimate(self, exchange: Exchange, admission: Admission, encoding: str) -> Estimate:
         if exchange.endpoint.treatment is not Treatment.METERED:
             return _NOTHING  # nobody says how many tokens speech or a picture will be
         parameters = admission.body, exchange.endpoint.name, encoding, self.counting.now
         if len(admission.body) > _LONG_BYTES:
-            return await asyncio.to_thread(estimate, *parameters)
+            return await asyncio.get_running_loop().run_in_executor(self._estimating, estimate, *parameters)
         return estimate(*parameters)

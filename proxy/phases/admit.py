@@ -7,6 +7,7 @@ time, and of a multipart upload as much as it takes to find its `model`. Other b
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import functools
 import re
 import zlib
@@ -64,6 +65,10 @@ class Admission:
         if asks_usage and self.usage_edit is not None:
             edits.append(self.usage_edit)
         return edited(self.body, edits) if edits else self.body
+
+    def without_body(self) -> Admission:
+        """The same once the request is answered: a long stream would hold its body for as long as it lasts."""
+        return dataclasses.replace(self, body=b"", rest=None, usage_edit=None)
 
 
 async def admit(exchange: Exchange, principal: Principal, max_request_bytes: int) -> Admission:

@@ -45,7 +45,7 @@ class Attempts:
         chosen = route(exchange, admission, self._router, self._via, may_ask_usage=False)
         answer = await self._attempt(exchange, admission, chosen, account)
         if answer.kind is not AnswerKind.ERROR:  # else the error was about something else, and quoted the request
-            chosen.upstream.injects_usage = False
+            chosen.upstream.refused_usage(chosen.served)
         return chosen, answer
 
     async def _attempt(self, exchange: Exchange, admission: Admission, chosen: Route, account: Account) -> Answer:

@@ -9,17 +9,22 @@ from __future__ import annotations
 import hashlib
 import hmac
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from proxy.core import errors
 from proxy.core.headers import header
+from proxy.core.limits import KeyLimits, Terms, merged, parse_limits
+from proxy.core.quota import Kind
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from proxy.core.headers import RawHeaders
     from proxy.core.patterns import PatternTable
+    from proxy.core.throttle import Throttle
+    from proxy.phases.exchange import Exchange
     from proxy.stores.keys import Changes, StoredKey
+    from proxy.telemetry.metrics import Metrics
 
 # where credentials may stand; the first two are also where Sluice looks for its own keys
 CREDENTIAL_HEADERS = frozenset({b"authorization", b"api-key", b"x-api-key"})
@@ -30,6 +35,10 @@ _MISSING = (
 )
 
 
+_NO_TERMS: Final = Terms()
+_UNLIMITED: Final = KeyLimits(_NO_TERMS)
+
+
 @dataclass(frozen=True, slots=True)
 class Plan:
     """What the keys of a plan may use."""
@@ -37,16 +46,19 @@ class Plan:
     name: str | None
     models: PatternTable
     endpoints: PatternTable  # `inference`, `stateful`, or path globs
+    terms: Terms = _NO_TERMS
+    limits: KeyLimits = _UNLIMITED  # of keys that have none of their own
 
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """Who holds a key. `expires_s` is UNIX time in seconds."""
+    """Who holds a key. `expires_s` is UNIX time in seconds; `limits` the plan's, with the key's own in their place."""
 
     key_id: str
     plan: Plan
     digest: bytes = field(repr=False)
     expires_s: float | None = None
+    limits: KeyLimits = _UNLIMITED
 
 
 def digest_of(secret: bytes) -> bytes:
@@ -107,7 +119,7 @@ class Keyring:
             elif key.plan not in self._plans:
                 refused.unknown_plan.append(key.id)
             else:
-                self._add(key, self._plans[key.plan])
+                self._add_readable(key, refused)
         if not changes.more:
             for key_id in tuple(self._doubtful):
                 self._remove(key_id)
@@ -118,20 +130,37 @@ class Keyring:
         used, self._used_s = self._used_s, {}
         return {key_id: int(used_s * 1000) for key_id, used_s in used.items() if key_id in self._stored}
 
+    def _add_readable(self, key: StoredKey, refused: Refused) -> None:
+        try:
+            self._add(key, self._plans[key.plan])
+        except (TypeError, ValueError):
+            refused.unreadable.append(key.id)
+
     def _add(self, key: StoredKey, plan: Plan) -> None:
         expires_s = _seconds(key.expires_ms)
-        principal = Principal(key.id, plan, key.digest, expires_s)
+        limits = plan.limits if key.limits is None else KeyLimits(merged(plan.terms, terms_of(key.limits)))
+        principal = Principal(key.id, plan, key.digest, expires_s, limits)
         self._stored[key.id] = self._by_digest[key.digest] = principal
         until_s, before = _seconds(key.previous_until_ms), key.previous_digest
         if until_s is not None and before is not None and before not in self._by_digest:
             earliest_s = until_s if expires_s is None else min(until_s, expires_s)
-            self._rotated[key.id] = self._by_digest[before] = Principal(key.id, plan, before, earliest_s)
+            self._rotated[key.id] = self._by_digest[before] = Principal(key.id, plan, before, earliest_s, limits)
 
     def _remove(self, key_id: str) -> None:
         self._doubtful.discard(key_id)
         for principal in (self._stored.pop(key_id, None), self._rotated.pop(key_id, None)):
             if principal is not None:
                 del self._by_digest[principal.digest]
+
+
+def terms_of(limits: Mapping[str, Any]) -> Terms:
+    """Limits in the form of the configuration's. Raises `ValueError` or `TypeError` for what is none."""
+    return Terms(
+        parse_limits(limits.get("requests"), Kind.REQUESTS),
+        parse_limits(limits.get("tokens"), Kind.TOKENS),
+        parse_limits(limits.get("spend"), Kind.SPEND),
+        limits.get("concurrency"),
+    )
 
 
 def _seconds(time_ms: int | None) -> float | None:
@@ -169,3 +198,26 @@ def authenticate(headers: RawHeaders, keyring: Keyring, now_s: float) -> Princip
         if principal is not None:
             return principal
     raise errors.ProxyError(errors.INVALID_API_KEY, _INCORRECT if secrets else _MISSING)
+
+
+class Authenticator:
+    """Finds out who asks, and tells addresses from which too many ask without a good key to wait."""
+
+    def __init__(self, keyring: Keyring, throttle: Throttle | None, metrics: Metrics) -> None:
+        self._keyring = keyring
+        self._throttle = throttle
+        self._metrics = metrics
+
+    def principal(self, exchange: Exchange, now_s: float) -> Principal:
+        """The principal of the exchange, at `now_s` by UNIX time. Raises `ProxyError` 401, or 429 with the wait."""
+        try:
+            return authenticate(exchange.headers, self._keyring, now_s)
+        except errors.ProxyError as refusal:
+            wait_s = None
+            if self._throttle is not None:
+                wait_s = self._throttle.failed(exchange.client, exchange.timeline.arrived_s)
+            self._metrics.auth_failed("refused" if wait_s is None else "throttled")
+            if wait_s is None:
+                raise
+            message = f"{refusal.message} Too many such requests have come from your address."
+            raise errors.ProxyError(errors.RATE_LIMIT_REQUESTS, message, retry_after_s=wait_s) from None

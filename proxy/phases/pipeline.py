@@ -1,6 +1,6 @@
 """The life of a request: the order of the phases, and the one `finally`. Read this first.
 
-    authenticate -> Principal     401
+    authenticate -> Principal     401 429
     admit        -> Admission     400 403 404 408 413
     route        -> Route         404 503
     account      -> Account       503; the exchange's row in the ledger is opened
@@ -25,7 +25,6 @@ from proxy.core import errors
 from proxy.core.injection import UsageHider
 from proxy.phases.admit import admit
 from proxy.phases.attempts import Attempts
-from proxy.phases.authenticate import authenticate
 from proxy.phases.exchange import Phase, Treatment
 from proxy.phases.live import Live, who_ended
 from proxy.phases.observe import Observer, reader_for
@@ -43,7 +42,7 @@ if TYPE_CHECKING:
     from proxy.core.headers import RawHeaders
     from proxy.core.usage import Observation
     from proxy.phases.account import Account, Accounting
-    from proxy.phases.authenticate import Keyring, Principal
+    from proxy.phases.authenticate import Authenticator, Principal
     from proxy.phases.exchange import Exchange
     from proxy.phases.forward import Answer
     from proxy.phases.models import Catalogue
@@ -68,7 +67,7 @@ class Pipeline:
     def __init__(
         self,
         *,
-        keyring: Keyring,
+        authenticator: Authenticator,
         router: Router,
         catalogue: Catalogue,
         accounting: Accounting,
@@ -79,7 +78,7 @@ class Pipeline:
         log: structlog.typing.FilteringBoundLogger,
         clock: Callable[[], float] = time.time,  # noqa: TID251 - the clock that is passed in; keys expire by wall time
     ) -> None:
-        self._keyring = keyring
+        self._authenticator = authenticator
         self._router = router
         self._catalogue = catalogue
         self._accounting = accounting
@@ -126,8 +125,8 @@ class Pipeline:
             answer = live.findings.answer
             if answer is not None and exchange.downstream.started:
                 answer.stream.fail(error)
-            elif live.task is not None:
-                live.task.cancel()
+            elif live.task is not None and exchange.timeline.phase is not Phase.SETTLE:
+                live.task.cancel()  # a settlement ends by itself
 
     def _settle(self, exchange: Exchange, live: Live) -> None:
         """Find out what was used, in a task of its own where that takes time, and end the exchange."""
@@ -175,6 +174,7 @@ class Pipeline:
                 outcome=outcome_of(findings),
                 first_byte_s=since_arrival(exchange, exchange.downstream.first_byte_s),
             )
+            self._accounting.close(findings.account, findings.settlement)
         del self._live[exchange]
         if not self._live:
             self._idle.set()
@@ -209,11 +209,21 @@ class Pipeline:
 
     async def _phases(self, exchange: Exchange, live: Live) -> None:
         findings = live.findings
-        principal = findings.principal = authenticate(exchange.headers, self._keyring, self._clock())
+        principal = findings.principal = self._authenticator.principal(exchange, self._clock())
         if exchange.endpoint.treatment is Treatment.MODELS:
             await self._answer_models(exchange, live, principal)
             findings.answered = 200
             return
+        answer, upstream, along = await self._answer(exchange, live, principal)
+        live.watchdog = answer.watchdog
+        self._enter(exchange, Phase.RELAY)
+        await self._relay(exchange, answer, upstream, along, live)
+
+    async def _answer(
+        self, exchange: Exchange, live: Live, principal: Principal
+    ) -> tuple[Answer, Upstream, Accompaniment]:
+        """From the request to an answer. When it returns nobody holds the request's body any more."""
+        findings = live.findings
         self._enter(exchange, Phase.ADMIT)
         admission = findings.admission = await admit(exchange, principal, self._limits.max_request_bytes)
         self._enter(exchange, Phase.ROUTE)
@@ -221,14 +231,11 @@ class Pipeline:
         account = findings.account = await self._accounting.open(exchange, admission, chosen)
         self._enter(exchange, Phase.FORWARD)
         chosen, answer = await self._attempts.answer(exchange, admission, chosen, account)
-        findings.route = chosen
-        findings.answer = answer
-        live.watchdog = answer.watchdog
-        self._enter(exchange, Phase.RELAY)
+        findings.answer, findings.route, findings.admission = answer, chosen.without_body(), admission.without_body()
         reader = reader_for(exchange, answer)
         observer = findings.observer = Observer(reader, self._accounting.counting, account.encoding)
-        along = Accompaniment(observer, account.entry.durable, UsageHider().hide if chosen.asks_usage else None)
-        await self._relay(exchange, answer, chosen.upstream, along, live)
+        hide = UsageHider().hide if chosen.asks_usage else None
+        return answer, chosen.upstream, Accompaniment(observer, account.headers, account.entry.durable, hide)
 
     async def _relay(
         self, exchange: Exchange, answer: Answer, upstream: Upstream, along: Accompaniment, live: Live
@@ -266,7 +273,10 @@ class Pipeline:
             with contextlib.suppress(errors.ProxyError):  # then there is no row to miss: the error is told as it is
                 await findings.account.entry.durable()
         findings.is_refused = True
-        await self._respond(exchange, live, error.kind.status, errors.error_headers(error), errors.envelope(error))
+        headers = errors.error_headers(error)
+        if findings.account is not None:
+            headers += findings.account.headers
+        await self._respond(exchange, live, error.kind.status, headers, errors.envelope(error))
 
     async def _respond(self, exchange: Exchange, live: Live, status: int, headers: RawHeaders, body: bytes) -> None:
         """An answer of our own, in JSON."""

@@ -49,10 +49,11 @@ class Relayed:
 class Accompaniment:
     """What goes along with a relay: who watches it, and what must be true before its first byte.
 
-    `hide` takes out of released events what the client must not see; None: all passes.
+    `hide` takes out of released events what the client must not see; None: all passes. `headers` go with the answer.
     """
 
     observer: Observer
+    headers: RawHeaders
     durable: Callable[[], Awaitable[None]]
     hide: Callable[[bytes], bytes] | None
 
@@ -68,8 +69,8 @@ async def relay(
     if answer.kind is AnswerKind.EVENTS:
         return await _EventRelay(exchange, answer, along).run(keepalive_s)
     if answer.kind is AnswerKind.ERROR:
-        return await _relay_error(exchange, answer, upstream)
-    await _start(exchange, answer, _announced(answer))
+        return await _relay_error(exchange, answer, upstream, along)
+    await _start(exchange, answer, along, _announced(answer))
     return await _relay_opaque(exchange, answer, along.observer)
 
 
@@ -83,7 +84,13 @@ def _announced(answer: Answer) -> int | None:
     return None if length is None else int(length)
 
 
-async def _start(exchange: Exchange, answer: Answer, content_length: int | None, secrets: Sequence[bytes] = ()) -> None:
+async def _start(
+    exchange: Exchange,
+    answer: Answer,
+    along: Accompaniment,
+    content_length: int | None,
+    secrets: Sequence[bytes] = (),
+) -> None:
     """Pass the commit point: the head goes out, without `secrets`."""
     headers = to_downstream(answer.stream.head.headers)
     if secrets:
@@ -91,6 +98,7 @@ async def _start(exchange: Exchange, answer: Answer, content_length: int | None,
     if header(headers, b"x-request-id") is None:
         headers.append((b"x-request-id", exchange.id.encode("ascii")))
     headers += sluice_headers(exchange)
+    headers += along.headers
     if answer.kind is AnswerKind.EVENTS:
         headers.append((b"X-Accel-Buffering", b"no"))  # nginx buffers proxied answers otherwise
         if header(headers, b"content-type") is None:
@@ -113,11 +121,11 @@ async def _relay_opaque(exchange: Exchange, answer: Answer, observer: Observer) 
     return Relayed()
 
 
-async def _relay_error(exchange: Exchange, answer: Answer, upstream: Upstream) -> Relayed:
+async def _relay_error(exchange: Exchange, answer: Answer, upstream: Upstream, along: Accompaniment) -> Relayed:
     """An error answer passes with its status and body, but never with the operator's credential in it."""
     body = _without(answer.first or await read_error(answer.stream, answer.watchdog), upstream.secrets)
     is_head = exchange.method == "HEAD"
-    await _start(exchange, answer, _announced(answer) if is_head else len(body), upstream.secrets)
+    await _start(exchange, answer, along, _announced(answer) if is_head else len(body), upstream.secrets)
     if body and not is_head:
         await exchange.downstream.write(body)
     await exchange.downstream.finish()
@@ -135,8 +143,8 @@ class _EventRelay:
 
     def __init__(self, exchange: Exchange, answer: Answer, along: Accompaniment) -> None:
         self._exchange = exchange
+        self._along = along
         self._observer = along.observer
-        self._hide = along.hide
         self._answer = answer
         self._watchdog = answer.watchdog
         self._downstream = exchange.downstream
@@ -145,7 +153,7 @@ class _EventRelay:
         self._dropped_after: int | None = None  # so many events are out, and half of one was held back and dropped
 
     async def run(self, keepalive_s: float | None) -> Relayed:
-        await _start(self._exchange, self._answer, None)
+        await _start(self._exchange, self._answer, self._along, None)
         if keepalive_s is not None:
             self._watchdog.keep_alive(keepalive_s, self._send_comment)
         failure = None
@@ -154,7 +162,7 @@ class _EventRelay:
         except errors.ProxyError as error:
             failure = None if self._is_whole() else error
         except (ConnectionError, asyncio.CancelledError):
-            if self._ending.finish_seen and not self._scanner.done:
+            if self._ending.finish_seen and not self._scanner.done and not self._observer.catch_up():
                 self._observer.rest = self._read_on
             raise
         if failure is None:
@@ -168,7 +176,7 @@ class _EventRelay:
 
     async def _relay_events(self) -> None:
         feed, write, read = self._scanner.feed, self._downstream.write, self._watchdog.read
-        saw, observe, hide = self._ending.saw, self._observer.saw, self._hide
+        saw, observe, hide = self._ending.saw, self._observer.saw, self._along.hide
         block = self._answer.first or await read()
         while block:
             block = feed(block)
@@ -189,13 +197,15 @@ class _EventRelay:
 
     async def _read_on(self) -> None:
         """After the client has left behind a finish reason: read for the usage, for a while, and write nothing."""
-        stream, scanner = self._answer.stream, self._scanner
+        stream, scanner, observer = self._answer.stream, self._scanner, self._observer
         self._watchdog.stop()
         left = errors.ProxyError(errors.CLIENT_GONE, "The client has left.")
         timer = asyncio.get_running_loop().call_later(_AFTER_FINISH_S, stream.fail, left)
         try:
             while not scanner.done and (block := await stream.read()):
-                self._observer.saw(scanner.feed(block))
+                observer.saw(scanner.feed(block))
+                if observer.catch_up():
+                    return
         except errors.ProxyError:
             return  # what was seen until then has to do
         finally:
@@ -215,7 +225,7 @@ class _EventRelay:
             raise errors.ProxyError(errors.UPSTREAM_PROTOCOL_ERROR, _TRUNCATED)
         if rest:
             self._observer.saw(rest)
-            await self._downstream.write(rest)
+            await self._write_shown(rest)
         elif not scanner.at_boundary and not scanner.done:
             raise errors.ProxyError(errors.UPSTREAM_PROTOCOL_ERROR, _TRUNCATED)
 
@@ -224,8 +234,14 @@ class _EventRelay:
         field = _ERROR_LINE.search(block)
         before = b"" if field is None else EventScanner().feed(block[: field.start() + 1])
         if before:
-            await self._downstream.write(before)
+            await self._write_shown(before)
         raise errors.ProxyError(errors.UPSTREAM_PROTOCOL_ERROR, _ERROR_FIELD)
+
+    async def _write_shown(self, data: bytes) -> None:
+        """Write what the client may see of it."""
+        shown = data if self._along.hide is None else self._along.hide(data)
+        if shown:
+            await self._downstream.write(shown)
 
     def _is_whole(self) -> bool:
         """The client has a complete answer, so that how the upstream's body ends no longer matters."""

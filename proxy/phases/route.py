@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -64,7 +65,8 @@ class Upstream:
         self.query = dict(query)
         self.secrets = tuple(secrets)
         self.timeouts = timeouts
-        self.injects_usage = injects_usage  # until it refuses `stream_options`
+        self._injects_usage = injects_usage
+        self._refusing: set[str | None] = set()  # models for which it refuses `stream_options`
         self._turn = itertools.cycle(self.api_keys)
         self._host = (b"Host", host_header)
         self._extra = list(extra_headers)
@@ -77,6 +79,16 @@ class Upstream:
         if self.auth == "api-key" and self.api_keys:
             return [(b"api-key", next(self._turn))]
         return []
+
+    def injects_usage(self, model: str | None) -> bool:
+        """May Sluice ask for the usage of streams? `model` is the upstream's own name for it."""
+        return self._injects_usage and model not in self._refusing
+
+    def refused_usage(self, model: str | None) -> None:
+        """Remember that a request without `stream_options` went well where one with them did not."""
+        if len(self._refusing) >= _MOST_REFUSING:
+            self._refusing.clear()
+        self._refusing.add(model)
 
     def request_headers(self, received: RawHeaders, via: bytes) -> RawHeaders:
         """What goes upstream: what crosses, then ours; configured headers replace any of the same name."""
@@ -96,6 +108,8 @@ class Upstream:
         return quote(target, safe="%/:=&?~#+!$,;'@()*[]-._|").encode("ascii")
 
 
+# behind an upstream may be others, one a model; what is forgotten costs a request that is refused again
+_MOST_REFUSING: Final = 256
 # what a configuration says of a model that it does not name
 MAX_OUTPUT_TOKENS: Final = 16384
 
@@ -151,6 +165,10 @@ class Route:
     request: UpstreamRequest
     asks_usage: bool
 
+    def without_body(self) -> Route:
+        """The same once the request is answered (`Admission.without_body`)."""
+        return dataclasses.replace(self, request=dataclasses.replace(self.request, body=b""))
+
 
 def route(exchange: Exchange, admission: Admission, router: Router, via: bytes, *, may_ask_usage: bool = True) -> Route:
     """Choose the upstream and write the request for it. Raises `ProxyError` 404 for an unknown model."""
@@ -162,7 +180,8 @@ def route(exchange: Exchange, admission: Admission, router: Router, via: bytes, 
         label, chosen = found
     upstream = chosen.upstream
     injectable = exchange.endpoint.shape is StreamShape.CHAT and admission.usage_edit is not None
-    asks_usage = may_ask_usage and injectable and upstream.injects_usage
+    served = chosen.rename or admission.model
+    asks_usage = may_ask_usage and injectable and upstream.injects_usage(served)
     body, length = _body(exchange, admission, chosen.rename, asks_usage=asks_usage)
     received = _received(exchange, admission, upstream)
     metered = exchange.endpoint.treatment is Treatment.METERED
@@ -174,7 +193,7 @@ def route(exchange: Exchange, admission: Admission, router: Router, via: bytes, 
         body,
         length,
     )
-    return Route(upstream, label, chosen, chosen.rename or admission.model, request, asks_usage)
+    return Route(upstream, label, chosen, served, request, asks_usage)
 
 
 def _received(exchange: Exchange, admission: Admission, upstream: Upstream) -> RawHeaders:

@@ -68,8 +68,8 @@ async def observed_later(account: Account, observer: Observer, turn: asyncio.Loc
 def _unanswered(findings: Findings, account: Account) -> Observation:
     """What an exchange used whose client left before there was an answer, or whose request was wrong.
 
-    An upstream that was at work is to be paid: a stream has produced nothing yet beyond its prompt; any other answer
-    was being made where nobody sees it.
+    An upstream that was at work is to be paid. Of a stream the prompt is known, and what a model may have thought
+    unseen is not counted; any other answer was being made where nobody sees it.
     """
     if not account.is_sent or findings.aborted_by is None:
         return _NOTHING_USED
@@ -80,8 +80,9 @@ def _unanswered(findings: Findings, account: Account) -> Observation:
 def settle(account: Account, observation: Observation) -> Settlement:
     """Put a price on what was used, or on what was reserved where that is unknown."""
     usage = account.reserved if observation.grade is Grade.UNKNOWN else observation.usage
-    if account.price is None:
-        return Settlement(observation.grade, usage, 0, is_priced=usage == Usage())
+    if account.price is None or (observation.grade is Grade.UNKNOWN and usage == Usage()):
+        # sound and pictures reserve nothing: nobody knows what they cost where no usage is said
+        return Settlement(observation.grade, usage, 0, is_priced=observation == _NOTHING_USED)
     return Settlement(observation.grade, usage, cost_nano_usd(usage, account.price), is_priced=True)
 
 

@@ -13,6 +13,7 @@ from proxy.server.downstream import Downstream, RequestBody
 from proxy.server.routes import UNROUTED, resolve
 
 if TYPE_CHECKING:
+    from proxy.core.addresses import TrustedProxies
     from proxy.phases.exchange import Endpoint
     from proxy.phases.pipeline import Pipeline
     from proxy.server.cors import Cors
@@ -29,6 +30,7 @@ class OpenAIApi:
         request_read_timeout_s: float,
         write_stall_s: float | None,
         via_name: bytes,
+        trusted_proxies: TrustedProxies,
     ) -> None:
         self.is_draining = False
         self._pipeline = pipeline
@@ -36,6 +38,7 @@ class OpenAIApi:
         self._read_timeout_s = request_read_timeout_s
         self._write_stall_s = write_stall_s
         self._via_name = via_name
+        self._trusted_proxies = trusted_proxies
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Serve one request. Raises `ConnectionError` when the connection was cut, so that aiohttp adds nothing."""
@@ -62,14 +65,15 @@ class OpenAIApi:
             self._refuse(request)
         except errors.ProxyError as error:
             refusal = error
+        headers = list(request.raw_headers)
         exchange = Exchange(
             id=new_exchange_id(),
             endpoint=endpoint,
             method=request.method,
             path=path,
             query=query,
-            headers=list(request.raw_headers),
-            client=request.remote or "",
+            headers=headers,
+            client=self._trusted_proxies.client(request.remote or "", headers),
             body=RequestBody(request, self._read_timeout_s),
             downstream=downstream,
         )

@@ -24,6 +24,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Final, cast
 
 import uvloop
+from prometheus_client import CollectorRegistry
 
 from proxy.core.answers import EventAnswer
 from proxy.core.ending import StreamShape
@@ -35,11 +36,14 @@ from proxy.phases.account import Accounting
 from proxy.phases.admit import Admission
 from proxy.phases.forward import Answer, AnswerKind
 from proxy.phases.observe import Counting, Observer
+from proxy.phases.quotas import Quotas
 from proxy.phases.relay import Accompaniment, relay
 from proxy.phases.settle import enter, settle
 from proxy.stores.base import Opened, Settled
 from proxy.stores.database import migrate, open_database
 from proxy.stores.ledger import DatabaseLedger
+from proxy.stores.memory import MemoryQuotaStore
+from proxy.telemetry.metrics import Metrics
 from proxy.tokenizers import installed, load
 from tests.fakes.arrived import arrived, principal
 from tests.fakes.peers import FakeDownstream, FakeStream, exchange
@@ -135,7 +139,7 @@ async def stream_once(shape: Shape, counting: Counting) -> None:
     stream = FakeStream(shape.events, error=error)
     answer = Answer(cast("Any", stream), stream.watchdog, AnswerKind.EVENTS)
     observer = Observer(EventAnswer() if shape.observes else None, counting, ENCODING)
-    along = Accompaniment(observer, durable, UsageHider().hide if shape.hides else None)
+    along = Accompaniment(observer, [], durable, UsageHider().hide if shape.hides else None)
     try:
         await relay(exchange(downstream, StreamShape.CHAT), answer, cast("Any", None), along, None)
     except ConnectionResetError:
@@ -181,7 +185,11 @@ class Exchanges:
         self._ledger = ledger
         self._counting = counting
         self._prices = PriceList({"gpt-4o*": None})
-        self._accounting = Accounting(ledger=ledger, prices=self._prices, counting=counting, clock=time.time)
+        store = MemoryQuotaStore(lambda: time.monotonic_ns() // 1_000_000)
+        quotas = Quotas(store, store.settle_now, Metrics(CollectorRegistry()))
+        self._accounting = Accounting(
+            quotas=quotas, ledger=ledger, prices=self._prices, counting=counting, clock=time.time
+        )
         model = SimpleNamespace(encoding=None, max_output_tokens=4096)
         upstream = SimpleNamespace(name="openai")
         self._route = cast("Any", SimpleNamespace(model=model, served="gpt-4o-mini", upstream=upstream))

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.config.values import Secret, SecretUrl, check_limit, duration_text, parse_duration
+from proxy.config.values import Secret, SecretUrl, duration_text, parse_duration
 
 
 def test_secret_shows_itself_only_when_asked() -> None:
@@ -85,36 +85,3 @@ def test_duration_text_reads_back(milliseconds: int) -> None:
 )
 def test_duration_text_is_short(seconds: float, text: str) -> None:
     assert duration_text(seconds) == text
-
-
-@pytest.mark.parametrize(
-    "text", ["60/minute", "1/second", "5 per 2 hours", "5/2 hours", "10000/day", "1/MONTH", "3/year"]
-)
-def test_limits_in_their_notation(text: str) -> None:
-    check_limit(text, decimal=False)
-    check_limit(text, decimal=True)
-
-
-def test_money_may_be_decimal_and_counts_may_not() -> None:
-    check_limit("2.50/day", decimal=True)
-    with pytest.raises(ValueError, match="must be a whole amount"):
-        check_limit("2.50/day", decimal=False)
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("0/minute", "more than nothing"),
-        ("0.00/minute", "more than nothing"),
-        ("5/0 minutes", "longer than nothing"),
-        ("5/fortnight", "unknown window"),
-        ("ten/day", "an amount and a window"),
-        ("5/minute;6/hour", "an amount and a window"),
-        ("-5/minute", "an amount and a window"),
-        ("5", "an amount and a window"),
-        ("", "an amount and a window"),
-    ],
-)
-def test_what_is_no_limit(text: str, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        check_limit(text, decimal=True)

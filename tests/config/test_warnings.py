@@ -88,12 +88,11 @@ retries: {}
 breaker: {}
 """
     assert said(tmp_path, text) == (
-        "accepted, but without effect in this version: server.workers, ops.admin_token, store, "
-        'upstreams.x.max_concurrency, models."a.b".routes (all but the first by priority), plans.std.requests, '
-        "plans.std.tokens, plans.std.spend, plans.std.concurrency, plans.std.weight, keys[0].limits, queue, retries, "
-        "breaker"
+        "accepted, but without effect in this version: server.workers, ops.admin_token, "
+        'upstreams.x.max_concurrency, models."a.b".routes (all but the first by priority), plans.std.weight, queue, '
+        "retries, breaker"
     )
-    assert len(_NOT_ENFORCED) == 14, "each row is covered above: take the setting of a deleted row out there, too"
+    assert len(_NOT_ENFORCED) == 8, "each row is covered above: take the setting of a deleted row out there, too"
 
 
 def test_settings_that_ask_for_nothing_are_not_named(tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ class MemoryEntry:
 
 def account(*, price: Price | None = None, sent: bool = True, entry: MemoryEntry | None = None) -> Account:
     """An account with a prompt of 7 tokens and room for 100."""
-    made = Account(entry or MemoryEntry(), 7, RESERVED, price, "o200k_base")
+    made = Account(entry or MemoryEntry(), prompt_tokens=7, reserved=RESERVED, price=price, encoding="o200k_base")
     made.is_sent = sent
     return made
 
@@ -74,4 +74,4 @@ def accompaniment(
     entry: MemoryEntry | None = None,
     hide: Callable[[bytes], bytes] | None = None,
 ) -> Accompaniment:
-    return Accompaniment(watching or observer(), (entry or MemoryEntry()).durable, hide)
+    return Accompaniment(watching or observer(), [], (entry or MemoryEntry()).durable, hide)

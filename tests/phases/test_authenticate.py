@@ -5,10 +5,16 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry
 
 from proxy.core import errors
-from proxy.phases.authenticate import Keyring, Refused, authenticate, digest_of, presented_secrets
-from tests.fakes.arrived import SECRET, principal
+from proxy.core.limits import parse_limit
+from proxy.core.quota import Kind
+from proxy.core.throttle import Throttle
+from proxy.phases.authenticate import Authenticator, Keyring, Refused, authenticate, digest_of, presented_secrets
+from proxy.phases.exchange import Phase
+from proxy.telemetry.metrics import Metrics
+from tests.fakes.arrived import SECRET, arrived, principal
 from tests.fakes.stored_keys import PLANS, STANDARD, changes, stored
 
 EXPIRES_S = 1_800_000_000.0
@@ -67,6 +73,26 @@ def test_refusals_say_whether_a_key_was_there_and_never_which() -> None:
         messages[what] = caught.value.message
     assert messages["unknown"] == messages["expired"] != messages["absent"]
     assert "wrong" not in messages["unknown"]
+
+
+def test_what_a_throttled_client_is_told_to_wait_is_enough_and_not_too_long() -> None:
+    throttle = Throttle(parse_limit("2/minute", Kind.REQUESTS))
+    authenticator = Authenticator(Keyring([principal()]), throttle, Metrics(CollectorRegistry()))
+
+    def told(secret: bytes, at_s: float) -> tuple[errors.ErrorKind, float | None]:
+        exchange = arrived(headers=[(b"authorization", b"Bearer " + secret)])
+        exchange.timeline.began_s[Phase.AUTHENTICATE] = at_s
+        try:
+            assert authenticator.principal(exchange, EXPIRES_S).key_id == "team-a"
+        except errors.ProxyError as error:
+            return error.kind, error.retry_after_s
+        return errors.INTERNAL, None
+
+    assert [told(b"wrong", 600.0) for _ in range(2)] == [(errors.INVALID_API_KEY, None)] * 2
+    assert told(b"wrong", 610.0) == (errors.RATE_LIMIT_REQUESTS, 80.0)
+    assert told(b"wrong", 689.0) == (errors.RATE_LIMIT_REQUESTS, 1.0)
+    assert told(SECRET, 689.0) == (errors.INTERNAL, None), "no error: it has a holder"
+    assert told(b"wrong", 690.0) == (errors.INVALID_API_KEY, None)
 
 
 def test_a_keyring_does_not_hold_the_secrets_themselves() -> None:

@@ -98,7 +98,11 @@ def move_clock(proxy: Running, seconds: float) -> None:
 async def proxies(url: str, count: int) -> AsyncIterator[list[Running]]:
     """So many proxies that share a ledger, before an upstream that answers."""
     async with AnsweringUpstream() as upstream, contextlib.AsyncExitStack() as stack:
-        settings: dict[str, Any] = {"ledger": url, "plans": {"small": PlanConfig(models=("gpt-4o-mini",))}}
+        settings: dict[str, Any] = {
+            "ledger": url,
+            "plans": {"small": PlanConfig(models=("gpt-4o-mini",))},
+            "server": {"auth_failures": None},  # a key that is waited for fails until it is there
+        }
         yield [await stack.enter_async_context(running(upstream.url, **settings)) for _ in range(count)]
 
 

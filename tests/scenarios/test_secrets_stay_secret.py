@@ -226,7 +226,8 @@ async def test_no_object_shows_a_secret_when_it_is_printed(monkeypatch: pytest.M
     async with secretive("info") as proxy:
         await run_all(proxy)
         app = proxy.worker.app
-        seen += [proxy.worker, proxy.worker.config, app, app.pipeline, app.pipeline._keyring, app.pipeline._router]
+        seen += [proxy.worker, proxy.worker.config, app, app.pipeline, app.pipeline._router]
+        seen += [app.pipeline._authenticator, app.pipeline._authenticator._keyring]
         seen += [upstream.pool for upstream in app.upstreams.values()]
         seen += [upstream.pool.origin for upstream in app.upstreams.values()]
         seen += [thing for thing in gc.get_objects() if str(type(thing).__module__).startswith("proxy.")]

@@ -11,9 +11,9 @@ import pytest
 from proxy.phases import relay
 from tests.fakes.leaving import PROMPT_TOKENS, drain_ends, left, received
 from tests.fakes.line import LAST_CHUNK, PATIENCE_S, chunk, line
-from tests.fakes.recordings import DONE
+from tests.fakes.recordings import CHAT, DONE, RESPONSES
 from tests.fakes.settled import nothing_held, settled_row
-from tests.fakes.usage_recordings import event, plain, said
+from tests.fakes.usage_recordings import event, plain, said, typed
 from tests.fakes.waiting import until
 
 if TYPE_CHECKING:
@@ -67,7 +67,6 @@ async def test_usage_that_is_hidden_from_the_client() -> None:
     async with line(upstream={"usage": "inject"}) as way:
         peer = await left_behind_the_finish(way)
         await peer.send(chunk(USAGE))
-        await peer.send(chunk(DONE) + LAST_CHUNK)
         row = await settled_row(way.proxy)
     assert (row["grade"], row["output_tokens"]) == ("exact", 50)
 
@@ -85,6 +84,37 @@ async def test_a_connection_whose_answer_was_heard_out_is_kept() -> None:
         assert (await settled_row(way.proxy))["grade"] == "exact"
         await nothing_held(way.proxy)
         assert way.proxy.worker.app.upstreams["up"].pool.idle == 1
+
+
+@pytest.mark.parametrize(
+    ("path", "events", "tokens"),
+    [
+        (CHAT, [*STARTED, said(None, "stop", usage=plain(21, 50))], (21, 50)),
+        (RESPONSES, [typed("response.completed", response={"usage": plain(5, 6)}, sequence_number=0)], (5, 6)),
+    ],
+    ids=["beside the finish reason", "in the terminal event"],
+)
+async def test_usage_that_is_there_already_is_not_waited_for(
+    path: str, events: list[bytes], tokens: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(relay, "_AFTER_FINISH_S", 60.0)
+    async with line() as way:
+        peer = await received(way, events, path)
+        await way.client.reset()
+        await asyncio.wait_for(peer.ended_raw(), PATIENCE_S)
+        row = await settled_row(way.proxy)
+        await nothing_held(way.proxy)
+    assert (row["grade"], row["input_tokens"], row["output_tokens"]) == ("exact", *tokens)
+
+
+async def test_an_upstream_that_goes_on_behind_the_usage_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(relay, "_AFTER_FINISH_S", 60.0)
+    async with line() as way:
+        peer = await left_behind_the_finish(way)
+        await peer.send(chunk(USAGE))
+        await asyncio.wait_for(peer.ended_raw(), PATIENCE_S)
+        assert (await settled_row(way.proxy))["output_tokens"] == 50
+        await nothing_held(way.proxy)
 
 
 @pytest.mark.parametrize("how", ["fin", "rst"])

@@ -12,8 +12,13 @@ from prometheus_client.openmetrics import parser as openmetrics_parser
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from proxy import __version__
+from proxy.core.quota import Calendar, Kind, Limit, Standing
+from proxy.core.usage import Usage
+from proxy.telemetry import loop_lag
 from proxy.telemetry import metrics as module
-from proxy.telemetry.metrics import OVERFLOW, EventLoopLag, Metrics
+from proxy.telemetry.label_sets import OVERFLOW
+from proxy.telemetry.loop_lag import EventLoopLag
+from proxy.telemetry.metrics import Metrics
 
 # design.md section 13: dashboards and alerts are written against these
 PROMISED = {
@@ -26,6 +31,19 @@ PROMISED = {
     "sluice_backpressure_pauses_total": {"upstream"},
     "sluice_backpressure_seconds_total": {"upstream"},
     "sluice_upstream_attempts_total": {"upstream", "result"},
+    "sluice_auth_failures_total": {"result"},
+    "sluice_tokens_total": {"key", "model", "kind", "grade"},
+    "sluice_cost_usd_total": {"key", "model"},
+    "sluice_unpriced_exchanges_total": {"model"},
+    "sluice_accounting_faults_total": set[str](),
+    "sluice_ledger_queue": set[str](),
+    "sluice_ledger_commit_seconds": set[str](),
+    "sluice_quota_rejections_total": {"key", "kind", "window"},
+    "sluice_quota_unchecked_total": {"key"},
+    "sluice_quota_limit": {"key", "kind", "window"},
+    "sluice_quota_used": {"key", "kind", "window"},
+    "sluice_store_seconds": {"operation"},
+    "sluice_store_errors_total": {"operation"},
     "sluice_event_loop_lag_seconds": set[str](),
     "sluice_log_dropped_total": set[str](),
     "sluice_build_info": {"version", "python"},
@@ -68,8 +86,18 @@ def use_everything(metrics: Metrics) -> None:
     metrics.phase_entered("relay")
     metrics.aborted("relay", "client")
     metrics.attempted("openai", "2xx")
+    metrics.auth_failed("refused")
     metrics.backpressure("openai", 3, 1.5)
     metrics.watch_log(Log())
+    metrics.settled(key="a", model="m", grade="exact", usage=Usage(1, 1), cost_nano_usd=1, is_priced=False)
+    metrics.accounting_faults(1)
+    metrics.watch_ledger(lambda: 3)
+    metrics.committed(0.001, 2)
+    limit = Limit(Kind.SPEND, 5_000_000, Calendar.MONTH)
+    metrics.quota_refused("a", limit)
+    metrics.quota_unchecked("a")
+    metrics.quota_stands("a", [Standing(limit, 1, 4_999_999, 1.0)])
+    metrics.store_asked("reserve", 0.001, "TimeoutError")
 
 
 def test_every_promised_metric_is_there_with_its_labels_and_nothing_else(metrics: Metrics) -> None:
@@ -182,7 +210,7 @@ def test_rendering_while_label_sets_are_added_fails_on_neither_side(metrics: Met
 
 
 async def test_lag_tells_how_late_the_loop_is_and_stops(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_LAG_INTERVAL_S", 0.005)
+    monkeypatch.setattr(loop_lag, "_LAG_INTERVAL_S", 0.005)
     observed: list[float] = []
     twice = asyncio.Event()
 
@@ -205,7 +233,7 @@ async def test_lag_tells_how_late_the_loop_is_and_stops(monkeypatch: pytest.Monk
 async def test_lag_reaches_its_histogram(
     monkeypatch: pytest.MonkeyPatch, metrics: Metrics, registry: CollectorRegistry
 ) -> None:
-    monkeypatch.setattr(module, "_LAG_INTERVAL_S", 0)
+    monkeypatch.setattr(loop_lag, "_LAG_INTERVAL_S", 0)
     lag = metrics.event_loop_lag()
     lag.start()
     while not registry.get_sample_value("sluice_event_loop_lag_seconds_count"):

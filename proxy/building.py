@@ -1,0 +1,162 @@
+"""From settings to what the phases know: upstreams, routes, plans, keys and prices."""
+
+from __future__ import annotations
+
+import contextlib
+import ssl
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+import msgspec
+
+from proxy.config.settings import RouteConfig
+from proxy.config.values import is_credential_name
+from proxy.core.limits import KeyLimits, Terms, merged, parse_limit
+from proxy.core.patterns import PatternTable
+from proxy.core.pricing import Price, PriceList
+from proxy.core.quota import Kind
+from proxy.core.throttle import Throttle
+from proxy.core.tokens import CL100K, O200K, encoding_of
+from proxy.phases.authenticate import Keyring, Plan, Principal, digest_of, terms_of
+from proxy.phases.route import ModelRoute, Router, Timeouts, Upstream
+from proxy.upstream.connect import Origin, ProxyAddress, tls_context
+from proxy.upstream.pool import UpstreamPool
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from proxy.config.settings import Config, KeyConfig, ModelLimitsConfig, PlanConfig, UpstreamConfig
+
+# local servers are given placeholders such as "x" or "EMPTY": masking those would tear words of error messages apart
+_SHORTEST_MASKED = 8
+_DEFAULT_PORTS = {"http": 80, "https": 443}
+
+
+def server_tls(config: Config) -> ssl.SSLContext | None:
+    """The TLS context of the API's listener, if it has a certificate."""
+    settings = config.server.tls
+    if settings.certificate is None:
+        return None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_alpn_protocols(["http/1.1"])
+    with _naming("server.tls"):
+        context.load_cert_chain(settings.certificate, settings.private_key)
+    return context
+
+
+@contextlib.contextmanager
+def _naming(setting: str) -> Iterator[None]:
+    """The error of a file that cannot be used as a certificate or a key does not say which file it was."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, f"{setting}: {error.strerror or error}") from error
+
+
+def upstream_of(name: str, settings: UpstreamConfig) -> Upstream:
+    """An upstream and its connections. Raises `OSError` for a certificate or a key that cannot be used."""
+    url = urlsplit(settings.base_url)
+    host = url.hostname or ""
+    port = url.port or _DEFAULT_PORTS[url.scheme]
+    tls = None
+    if url.scheme == "https":
+        with _naming(f"upstreams.{name}.tls"):
+            tls = tls_context(
+                verify=settings.tls.verify,
+                ca=settings.tls.ca,
+                client_certificate=settings.tls.client_certificate,
+                client_key=settings.tls.client_key,
+            )
+    proxy = None if settings.proxy is None else ProxyAddress.from_url(settings.proxy.reveal())
+    origin = Origin(host, port, tls, host if tls else None, proxy)
+    return Upstream(
+        name,
+        pool=UpstreamPool(origin, connect_timeout_s=settings.timeouts.connect),
+        host_header=url.netloc.rpartition("@")[2].encode("idna" if not url.netloc.isascii() else "ascii"),
+        base_path=url.path.rstrip("/"),
+        auth=settings.auth,
+        api_keys=[key.reveal().encode() for key in settings.api_keys],
+        extra_headers=[(key.encode(), value.reveal().encode()) for key, value in settings.headers.items()],
+        query=settings.query,
+        secrets=_secrets_of(settings),
+        timeouts=Timeouts(settings.timeouts.first_byte, settings.timeouts.idle, settings.timeouts.total),
+        injects_usage=settings.usage == "inject",
+    )
+
+
+def _secrets_of(settings: UpstreamConfig) -> list[bytes]:
+    """The credentials of an upstream, wherever its configuration has them; of `Bearer x` the `x`."""
+    found = [key.reveal() for key in settings.api_keys]
+    named = [*settings.query.items(), *((name, value.reveal()) for name, value in settings.headers.items())]
+    found += [value.rpartition(" ")[2] for name, value in named if is_credential_name(name)]
+    return [secret.encode() for secret in found if len(secret) >= _SHORTEST_MASKED]
+
+
+def router_of(config: Config, upstreams: dict[str, Upstream]) -> Router:
+    """Which of `upstreams` serves which model."""
+    default = next(iter(upstreams))
+    routes = {}
+    for pattern, model in config.models.items():
+        first = min(model.routes, key=lambda candidate: candidate.priority, default=RouteConfig())
+        upstream = upstreams[first.upstream or default]
+        routes[pattern] = ModelRoute(upstream, first.model, model.max_output_tokens, model.encoding)
+    return Router(upstreams[default], PatternTable(routes), routes)
+
+
+def keyring_of(config: Config) -> Keyring:
+    """The keys of the configuration, and the plans that stored keys may be on."""
+    plans: dict[str | None, Plan] = {None: Plan(None, PatternTable(["*"]), PatternTable(["inference"]))}
+    for name, plan in config.plans.items():
+        terms = _terms_of(plan)
+        limits = KeyLimits(terms)
+        plans[name] = Plan(name, PatternTable(plan.models), PatternTable(plan.endpoints), terms, limits)
+    return Keyring([_principal(key, plans[key.plan]) for key in config.keys], plans)
+
+
+def throttle_of(config: Config) -> Throttle | None:
+    """What bounds failed authentications; None where nothing does."""
+    limit = config.server.auth_failures
+    return None if limit is None else Throttle(parse_limit(limit, Kind.REQUESTS))
+
+
+def _terms_of(plan: PlanConfig) -> Terms:
+    """The limits of a plan, those narrowed to models among them."""
+    narrowed: list[tuple[str, PlanConfig | ModelLimitsConfig]] = [("", plan), *plan.model_limits.items()]
+    return Terms(
+        tuple(parse_limit(text, Kind.REQUESTS, model) for model, limits in narrowed for text in limits.requests),
+        tuple(parse_limit(text, Kind.TOKENS, model) for model, limits in narrowed for text in limits.tokens),
+        tuple(parse_limit(text, Kind.SPEND, model) for model, limits in narrowed for text in limits.spend),
+        plan.concurrency,
+    )
+
+
+def _principal(key: KeyConfig, plan: Plan) -> Principal:
+    limits = plan.limits
+    if key.limits is not None:
+        limits = KeyLimits(merged(plan.terms, terms_of(msgspec.structs.asdict(key.limits))))
+    expires_s = key.expires.timestamp() if key.expires is not None else None
+    return Principal(key.id, plan, _digest(key), expires_s, limits)
+
+
+def prices_of(config: Config) -> PriceList:
+    """What models cost."""
+    return PriceList(
+        {
+            pattern: None if model.price is None else Price.of(**msgspec.structs.asdict(model.price))
+            for pattern, model in config.models.items()
+        }
+    )
+
+
+def encodings_of(config: Config) -> set[str]:
+    """What may have to be counted with; any, where any model may come."""
+    if not config.models:
+        return {O200K, CL100K}
+    return {model.encoding or encoding_of(pattern) for pattern, model in config.models.items()}
+
+
+def _digest(key: KeyConfig) -> bytes:
+    if key.secret is not None:
+        return digest_of(key.secret.reveal().encode())
+    return bytes.fromhex(key.secret_sha256.reveal() if key.secret_sha256 is not None else "")

@@ -1,0 +1,107 @@
+"""Hold an exchange to the quota of its key: reserve what it may use, keep its slot, settle with what it used."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from proxy.core.quota import LEASE_MS, Demand, Limits, Refused
+from proxy.core.ratelimit import headers, refusal
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from proxy.core.headers import RawHeaders
+    from proxy.core.quota import Granted, Reservation, Standing
+    from proxy.core.usage import Usage
+    from proxy.stores.base import QuotaStore
+    from proxy.telemetry.metrics import Metrics
+
+_NANO_PER_MICRO: Final = 1000
+# A client that aborts may ask again before the abort was noticed: a slot of its key that comes free so soon is its own.
+_SLOT_PATIENCE_S: Final = 0.1
+_NO_LIMITS: Final = Limits()
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """What an exchange holds of its key's quota; `standings` are those of the moment it was admitted."""
+
+    reservation: Reservation
+    standings: tuple[Standing, ...]
+
+    @property
+    def headers(self) -> RawHeaders:
+        """What the client is told of it."""
+        return headers(self.standings)
+
+
+def demand_of(usage: Usage, cost_nano_usd: int) -> Demand:
+    """One request that uses so much; a part of a micro-USD counts as a whole."""
+    return Demand(1, usage.input_tokens + usage.output_tokens, -(-cost_nano_usd // _NANO_PER_MICRO))
+
+
+class Quotas:
+    """The quotas of all keys, in `store`; knows which exchanges of this process hold a part of one.
+
+    `settle` tells the store what a reservation came to, at once or in the background, and never raises.
+    """
+
+    def __init__(self, store: QuotaStore, settle: Callable[[Reservation, Demand], None], metrics: Metrics) -> None:
+        self._store = store
+        self._settle = settle
+        self._metrics = metrics
+        self._held: dict[str, Reservation] = {}
+        self._freed: dict[str, list[asyncio.Future[None]]] = {}
+
+    async def reserve(self, exchange_id: str, key_id: str, limits: Limits, demand: Demand) -> Hold | None:
+        """Admit the exchange; None where its key has no limits.
+
+        Raises `ProxyError` 429 for a key that has used up what it may, 503 when the store cannot be asked.
+        """
+        if limits == _NO_LIMITS:
+            return None
+        answer = await self._store.reserve(exchange_id, key_id, limits, demand)
+        if isinstance(answer, Refused) and answer.limit is None:
+            answer = await self._again(exchange_id, key_id, limits, demand, answer)
+        if isinstance(answer, Refused):
+            self._metrics.quota_refused(key_id, answer.limit)
+            raise refusal(answer, demand)
+        if answer.reservation.unchecked:
+            self._metrics.quota_unchecked(key_id)
+        self._held[exchange_id] = answer.reservation
+        self._metrics.quota_stands(key_id, answer.standings)
+        return Hold(answer.reservation, answer.standings)
+
+    def settle(self, hold: Hold, used: Demand) -> None:
+        """Charge what was used in place of what was reserved, and free the slot."""
+        reservation = hold.reservation
+        del self._held[reservation.id]
+        self._settle(reservation, used)
+        for waiting in self._freed.pop(reservation.key_id, ()):
+            if not waiting.done():
+                waiting.set_result(None)
+
+    async def keep(self) -> None:
+        """Renew the slots of exchanges in flight, until cancelled."""
+        while True:
+            await asyncio.sleep(LEASE_MS / 3000)
+            if self._held:
+                await self._store.renew(list(self._held.values()))
+
+    async def _again(
+        self, exchange_id: str, key_id: str, limits: Limits, demand: Demand, answer: Granted | Refused
+    ) -> Granted | Refused:
+        """Try once more whenever an exchange of the key ends within the patience for it."""
+        loop = asyncio.get_running_loop()
+        deadline_s = loop.time() + _SLOT_PATIENCE_S
+        while isinstance(answer, Refused) and answer.limit is None and (left_s := deadline_s - loop.time()) > 0:
+            freed = loop.create_future()
+            self._freed.setdefault(key_id, []).append(freed)
+            await asyncio.wait({freed}, timeout=left_s)
+            if not freed.done():
+                freed.cancel()
+                break
+            answer = await self._store.reserve(exchange_id, key_id, limits, demand)
+        return answer
