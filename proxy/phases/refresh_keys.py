@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import structlog
 
     from proxy.phases.authenticate import Keyring, Refused
-    from proxy.stores.keys import Changes
+    from proxy.stores.keys import Changes, Mark
 
 _NAMED: Final = 10  # of keys that a log line tells about
 
@@ -23,8 +23,8 @@ _NAMED: Final = 10  # of keys that a log line tells about
 class KeySource(Protocol):
     """Where stored keys come from. Both methods block, and raise whatever the database raises."""
 
-    def changed_since(self, revision: int) -> Changes:
-        """The first keys changed after `revision`."""
+    def changed_since(self, mark: Mark | None) -> Changes:
+        """The first keys changed after `mark`, which earlier changes led to; None: of all."""
 
     def note_used(self, used: Mapping[str, int]) -> None:
         """Write when keys were last used: UNIX time in milliseconds by id."""
@@ -47,7 +47,7 @@ class KeyRefresher:
         self._log = log
         self._poll_s = poll_s
         self._note_s = note_s
-        self._revision = 0
+        self._mark: Mark | None = None
         self._used_ms: dict[str, int] = {}
         self._failing: set[str] = set()
 
@@ -55,8 +55,8 @@ class KeyRefresher:
         """Read what has changed; before the listener opens, all keys. Raises what the database raises."""
         more = True
         while more:
-            changes = await asyncio.to_thread(self._source.changed_since, self._revision)
-            self._revision, more = changes.revision, changes.more
+            changes = await asyncio.to_thread(self._source.changed_since, self._mark)
+            self._mark, more = changes.mark, changes.more
             self._tell(self._keyring.update(changes))
 
     async def run(self) -> None:

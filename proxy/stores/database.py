@@ -6,10 +6,11 @@ a reader that turns writer meets errors that no waiting cures. Secrets in a URL 
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+import sqlite3
 import time
-from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -21,7 +22,6 @@ from proxy.stores.base import LedgerProblem
 from proxy.stores.migrations import REVISIONS
 
 if TYPE_CHECKING:
-    import sqlite3
     from collections.abc import Iterator
 
     from sqlalchemy.engine import URL, Connection, Engine
@@ -34,6 +34,9 @@ _LOOK_S: Final = 0.01
 # any number no other program locks in the same database
 _MIGRATION_LOCK: Final = 7_355_608_001
 _READING: Final = "sluice_reading"
+_FILE: Final = "sluice_file"
+# what a server says when it ends a connection by itself: it is stopped, it crashed, or nothing was asked for too long
+_ENDED_BY_SERVER: Final = frozenset({"57P01", "57P02", "57P05"})
 
 
 def open_database(url: str, *, patience_s: float | None = PATIENCE_S) -> Engine:
@@ -59,7 +62,7 @@ def reading(engine: Engine) -> Engine:
     return engine.execution_options(**{_READING: True})
 
 
-@contextmanager
+@contextlib.contextmanager
 def own_cursor(engine: Engine) -> Iterator[Any]:
     """A driver's cursor in autocommit, on a connection that belongs to the caller alone."""
     pooled = engine.raw_connection()
@@ -73,18 +76,33 @@ def own_cursor(engine: Engine) -> Iterator[Any]:
         connection.close()
 
 
-def file_of(engine: Engine) -> tuple[int, int] | None:
-    """Which file the path of an SQLite database names now: device and number. None for PostgreSQL, or for no file.
+def is_broken(cursor: Any, error: Exception) -> bool:
+    """Whether `error` is that a server is connected no more, so that a new connection may do better.
 
-    SQLite itself goes on writing into a file that was deleted or replaced, where nobody will ever find it.
+    Not so for a connection that was given up because nothing came. A file has no connection.
     """
-    if engine.url.database is None or engine.dialect.name != "sqlite":
-        return None
+    if isinstance(error, DBAPIError):
+        return error.connection_invalidated
+    return getattr(cursor.connection, "broken", False) or getattr(error, "sqlstate", None) in _ENDED_BY_SERVER
+
+
+def check_file(engine: Engine, cursor: Any) -> None:
+    """See that what `cursor` writes is in the file that others will read. Nothing to see for PostgreSQL.
+
+    Raises `sqlite3.OperationalError` when the file was removed or replaced: SQLite itself would go on writing where
+    nobody will ever look. Then the log beside the file is emptied, as far as it was the old file's: SQLite would take
+    it for the new one's and spoil that (sqlite.org/howtocorrupt.html, section 1.4).
+    """
+    file: _File | None = engine.get_execution_options().get(_FILE)
+    if file is None:
+        return
     try:
-        found = Path(engine.url.database).stat()
-    except OSError:
-        return None
-    return found.st_dev, found.st_ino
+        file.check()
+    except sqlite3.OperationalError:
+        engine.dispose()  # its connections, too, lead to the file that was
+        with contextlib.suppress(sqlite3.Error):  # that the file has gone is the news, and what can be helped is not
+            cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        raise
 
 
 def migrate(engine: Engine) -> None:
@@ -148,21 +166,13 @@ def _postgres(url: URL, patience_s: float | None) -> Engine:
 def _sqlite(url: URL) -> Engine:
     if not url.database or url.database == ":memory:" or url.database.startswith("file:"):
         raise LedgerProblem("ledger.url: SQLite needs a file that is kept, as in sqlite:///sluice.db")
-    file = url.database
-    engine = sa.create_engine(url, connect_args={"timeout": PATIENCE_S, "isolation_level": None})
+    file = _File(url.database)
+    connect_args = {"timeout": PATIENCE_S, "isolation_level": None}
+    engine = sa.create_engine(url, connect_args=connect_args, execution_options={_FILE: file})
 
     @sa.event.listens_for(engine, "do_connect")
-    def _create(*_: object) -> None:
-        # SQLite gives the files beside it (-wal, -shm) the same mode; an existing file keeps its own. That must not be
-        # opened here: closing it again would release the locks of every connection in this process (fcntl(2)), and
-        # another process would take the write-ahead log away from under them.
-        try:
-            os.close(os.open(file, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
-        except FileExistsError:
-            if Path(file).is_dir():
-                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), file) from None
-            if not os.access(file, os.R_OK | os.W_OK):
-                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), file) from None
+    def _find(*_: object) -> None:
+        file.find()
 
     @sa.event.listens_for(engine, "connect")
     def _set_up(connection: DBAPIConnection, _entry: ConnectionPoolEntry) -> None:
@@ -174,6 +184,48 @@ def _sqlite(url: URL) -> Engine:
         connection.exec_driver_sql("BEGIN" if only_reads else "BEGIN IMMEDIATE")
 
     return engine
+
+
+class _File:
+    """The file of an engine: made by the first connection if it is not there, and the same one ever after."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._identity: tuple[int, int] | None = None
+
+    def find(self) -> None:
+        """Before each connection. The first raises `OSError` for a file that cannot be used; others as `check`."""
+        if self._identity is None:
+            self._make()
+            self._identity = self._look()
+        self.check()
+
+    def check(self) -> None:
+        """Raises `sqlite3.OperationalError` when the path leads to another file by now, or to none."""
+        found = self._look()
+        if found is None:
+            raise sqlite3.OperationalError("the ledger's file was removed: put it back, or restart to begin a new one")
+        if found != self._identity:
+            raise sqlite3.OperationalError("the ledger's file was replaced: restart to use the one that is there now")
+
+    def _look(self) -> tuple[int, int] | None:
+        try:
+            found = os.stat(self._path)  # noqa: PTH116 - asked at every commit: a Path costs as much again
+        except OSError:
+            return None
+        return found.st_dev, found.st_ino
+
+    def _make(self) -> None:
+        # SQLite gives the files beside it (-wal, -shm) the same mode; an existing file keeps its own. That must not be
+        # opened here: closing it again would release the locks of every connection in this process (fcntl(2)), and
+        # another process would take the write-ahead log away from under them.
+        try:
+            os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+        except FileExistsError:
+            if Path(self._path).is_dir():
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), self._path) from None
+            if not os.access(self._path, os.R_OK | os.W_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), self._path) from None
 
 
 def _set_up_sqlite(connection: sqlite3.Connection) -> None:
@@ -196,3 +248,13 @@ def reason_of(error: SQLAlchemyError) -> str:
     """The first line of what the driver says: not SQLAlchemy's text, which quotes statements, and digests in them."""
     said = error.orig if isinstance(error, DBAPIError) else None
     return (str(said or "").strip().splitlines() or [type(said or error).__name__])[0]
+
+
+def describe(error: Exception) -> str:
+    """What went wrong, for logs: without what a database may quote, as hosts, users and values."""
+    cause = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
+    if isinstance(cause, LedgerProblem):
+        return str(cause)
+    # SQLite's messages are constants
+    name = type(cause).__name__
+    return f"{name}: {cause}" if type(cause).__module__ == "sqlite3" else name

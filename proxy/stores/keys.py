@@ -67,8 +67,19 @@ class StoredKey:
     revision: int
 
 
+class Mark(NamedTuple):
+    """How far a reader has come: the number of a change, and what its key's row held then, as a hash.
+
+    Every change makes a row that no other history has: a new secret, or the moment of a revocation. A database that
+    holds the row under the number has all that was read before it.
+    """
+
+    revision: int
+    row_sha256: str
+
+
 class Changes(NamedTuple):
-    """What happened to keys up to `revision`; `more` if that is not all there is to read.
+    """What happened to keys up to `mark`; `more` if that is not all there is to read. None: there are no keys.
 
     `anew`: what was known before is void, and all keys come again, with these as the first.
     `unreadable` are ids of rows that somebody else has spoilt. Nobody can tell what they allow, so they allow nothing.
@@ -76,7 +87,7 @@ class Changes(NamedTuple):
 
     keys: list[StoredKey]
     unreadable: list[str]
-    revision: int
+    mark: Mark | None
     anew: bool = False
     more: bool = False
 
@@ -147,19 +158,20 @@ class KeyStore:
             raise KeyProblem(f"the row of key {unreadable[0]} cannot be read: somebody else has changed it")
         return keys
 
-    def changed_since(self, revision: int) -> Changes:
-        """The first keys changed after `revision`, in the order of their changes; 0: of all. One indexed query.
+    def changed_since(self, mark: Mark | None) -> Changes:
+        """The first keys changed after `mark`, in the order of their changes; None: of all. One indexed query.
 
-        The key changed last is asked for again. If even that is not there, the database is another one (restored from
-        a backup), whose numbers say nothing about ours: then all keys are read anew.
+        The row of the mark is asked for again. If it is not there as it was, all keys are read anew: the key was
+        changed once more, or the database was restored from a backup, and its numbers say nothing about what was read.
         """
+        revision = 0 if mark is None else mark.revision
         with self._reading.connect() as connection:
             rows = _rows_from(connection, revision)
-            anew = not rows and revision > 0
+            anew = mark is not None and mark not in map(_mark_of, rows)
             if anew:
                 rows = _rows_from(connection, 0)
         keys, unreadable = _read([row for row in rows if anew or row.revision > revision])
-        return Changes(keys, unreadable, rows[-1].revision if rows else 0, anew, more=len(rows) == _READ_AT_ONCE)
+        return Changes(keys, unreadable, _mark_of(rows[-1]) if rows else None, anew, len(rows) == _READ_AT_ONCE)
 
     def note_used(self, used: Mapping[str, int]) -> None:
         """Write when keys were last used: UNIX time in milliseconds by id. Later times that are there stay."""
@@ -188,6 +200,11 @@ def _live(connection: sa.Connection, key_id: str) -> sa.Row[Any]:
 def _rows_from(connection: sa.Connection, revision: int) -> Sequence[sa.Row[Any]]:
     first = sa.select(KEYS).where(KEYS.c.revision >= revision).order_by(KEYS.c.revision).limit(_READ_AT_ONCE)
     return connection.execute(first).all()
+
+
+def _mark_of(row: sa.Row[Any]) -> Mark:
+    said = f"{row.id} {row.secret_sha256} {row.revoked_ms}"
+    return Mark(row.revision, hashlib.sha256(said.encode()).hexdigest())
 
 
 def _read(rows: Sequence[sa.Row[Any]]) -> tuple[list[StoredKey], list[str]]:

@@ -12,7 +12,7 @@ import contextlib
 from typing import TYPE_CHECKING, Final
 
 from proxy.core.errors import STORE_UNAVAILABLE, ProxyError
-from proxy.stores.recovery import Housekeeping
+from proxy.stores.recovery import Housekeeping, boot_time_ms
 from proxy.stores.rows import Row
 from proxy.stores.writer import Rhythm, Writer
 
@@ -34,8 +34,9 @@ class DatabaseLedger:
     """The record of every exchange in a database whose tables are up to date (`database.migrate`).
 
     `worker` names this process: no other process, now or later, may have the same name. `on_commit` is told the
-    seconds and the rows of every commit, from another thread. Exchanges older than `keep_ms` are deleted. Make it on
-    the event loop that uses it, `start` it, and `close` it when the last exchange is settled.
+    seconds and the rows of every commit, from another thread. Exchanges older than `keep_ms` are deleted; `steady_ms`
+    tells whether `clock_ms` can be relied on for that. Make it on the event loop that uses it, `start` it, and `close`
+    it when the last exchange is settled.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class DatabaseLedger:
         worker: str,
         *,
         clock_ms: Callable[[], int],
+        steady_ms: Callable[[], int] = boot_time_ms,
         on_commit: Callable[[float, int], None],
         keep_ms: int | None = None,
         rhythm: Rhythm | None = None,
@@ -59,7 +61,7 @@ class DatabaseLedger:
         self.writer = Writer(
             engine,
             worker,
-            Housekeeping(engine, worker, clock_ms, keep_ms),
+            Housekeeping(engine, worker, clock_ms, keep_ms, steady_ms),
             rhythm or Rhythm(),
             told=self._tell,
             ended=self._end,
@@ -77,7 +79,7 @@ class DatabaseLedger:
 
     @property
     def waiting(self) -> int:
-        """Rows opened or settled that are not committed yet."""
+        """Rows opened or settled that are not committed yet, each counted once."""
         return self.writer.waiting
 
     def open(self, opened: Opened) -> LedgerEntry:
@@ -92,12 +94,12 @@ class DatabaseLedger:
         return entry
 
     async def close(self, patience_s: float) -> int:
-        """Write what waits, for up to `patience_s` seconds; the number of rows that could not be written."""
+        """Write what waits, for up to `patience_s` seconds; the number of rows that could not be written, ever."""
         self._closed = True
         self.writer.stop(patience_s)
         # a database that hangs is not waited for: the thread is left behind
         await asyncio.wait({self._ended}, timeout=patience_s)
-        return self.writer.waiting
+        return self.writer.waiting + self.writer.rejected_rows
 
     def _tell(self, rows: list[Row], written: bool) -> None:  # noqa: FBT001 - the writer's callback, one of two endings
         """Wake, from the writer's thread, whoever waits for these rows; all in one call."""
@@ -137,7 +139,7 @@ class LedgerEntry(Row):
         timer = ledger.loop.call_later(ledger.durable_s, _give_up, waiter)
         try:
             # whoever came between the look and the list was not woken
-            if not self.committed and ledger.problem is None:
+            if not (self.committed or self.finished) and ledger.problem is None:
                 await waiter
         finally:
             timer.cancel()

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import psycopg
 from psycopg import errors
 
+from proxy.stores.base import LedgerProblem
+
 if TYPE_CHECKING:
     from psycopg.abc import PQGen
 
@@ -44,12 +46,19 @@ class Bounded(psycopg.Connection[Any]):
 
 
 def connect(parameters: dict[str, Any], patience_s: float | None) -> Bounded:
-    """Connect with libpq's `parameters`, which win over our defaults. Raises `psycopg.OperationalError`."""
-    known = _LINK | parameters
+    """Connect with libpq's `parameters`, which win over our defaults.
+
+    Raises `psycopg.OperationalError`, and `LedgerProblem` for a database that cannot hold every text.
+    """
+    known = _LINK | parameters | {"client_encoding": "utf8"}
     if patience_s is not None:
         # the server's own limit comes first: its answer says why
         limit = f"-c statement_timeout={int(patience_s * 800)}"
         known["options"] = f"{limit} {parameters.get('options', '')}".strip()
     connection = Bounded.connect(**known)
+    encoding = connection.info.parameter_status("server_encoding")
+    if encoding != "UTF8":
+        connection.close()
+        raise LedgerProblem(f"the ledger's database has the encoding {encoding}: it must be created with UTF8")
     connection.patience_s = patience_s
     return connection

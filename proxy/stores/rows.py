@@ -49,7 +49,7 @@ class Row:
         self.opened = opened
         self.settled: Settled | None = None
         self.committed = False  # at least as opened
-        self.finished = False  # committed as settled
+        self.finished = False  # committed as settled, or not taken by the database
         self.waiters: list[asyncio.Future[bool]] = []  # the event loop's, for the commit
 
     def values(self, worker: str) -> tuple[object, ...]:
@@ -96,6 +96,12 @@ def _text(text: str) -> str:
     if text.isascii() and "\0" not in text:
         return text
     return text.replace("\0", "\N{REPLACEMENT CHARACTER}").encode("utf-8", "replace").decode()
+
+
+def row_errors_of(dialect: Dialect) -> tuple[type[Exception], ...]:
+    """What tells of a single row that it cannot be written, and nothing of the database."""
+    driver: Any = dialect.loaded_dbapi
+    return (driver.DataError, driver.IntegrityError, ValueError, TypeError, OverflowError)
 
 
 class Upsert(Protocol):

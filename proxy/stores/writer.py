@@ -7,6 +7,7 @@ batch gathers, and is woken early only for what somebody waits for.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import queue
 import threading
@@ -15,11 +16,10 @@ from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import SQLAlchemyError
 
-from proxy.stores.base import LedgerProblem
-from proxy.stores.database import file_of, own_cursor
-from proxy.stores.rows import MAX_ROWS, Row, upsert_for
+from proxy.stores.database import check_file, describe, is_broken, own_cursor
+from proxy.stores.rows import MAX_ROWS, Row, row_errors_of, upsert_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -44,6 +44,9 @@ class Rhythm:
     first_retry_s: float = 0.1
     last_retry_s: float = 2.0
 
+
+# Of the five seconds a row is waited for: what a first try may have taken, if there is to be a second one at once.
+_QUICK_S: Final = 1.0
 
 # what wakes the writer
 _NOTHING: Final = 0
@@ -78,6 +81,7 @@ class Writer:
         self._ended = ended
         self._on_commit = on_commit
         self._upsert = upsert_for(engine.dialect)
+        self._row_errors = row_errors_of(engine.dialect)
         self._opened: deque[Row] = deque()
         self._settled: deque[Row] = deque()
         self._batch: list[Row] = []  # in work, or kept because it could not be written
@@ -86,21 +90,21 @@ class Writer:
         self._hurried = False
         self._give_up_s: float | None = None
         self._retry_s = 0.0
+        self._began_s = 0.0
+        self._tries_again = False
         self._beat_due_s = 0.0
         self._sweeping = False
         self.problem: str | None = None
-        self.finished_rows = 0
+        self.finished_rows = 0  # nothing is left to be written of them
+        self.rejected_rows = 0  # of those: not written, because the database does not take them
         self._thread = threading.Thread(target=self._run, name="sluice-ledger", daemon=True)
 
     @property
     def waiting(self) -> int:
-        """Rows handed over that are not committed yet."""
-        return len(self._opened) + len(self._settled) + len(self._batch)
-
-    @property
-    def is_alive(self) -> bool:
-        """The thread runs."""
-        return self._thread.is_alive()
+        """Rows handed over that are not committed yet, each counted once."""
+        # copies are made in one step of the interpreter: a deque must not be read while another thread adds to it
+        rows = {*self._opened.copy(), *self._settled.copy(), *self._batch}
+        return sum(not row.finished for row in rows)
 
     def start(self) -> None:
         """Begin; once."""
@@ -135,7 +139,7 @@ class Writer:
         while not self._is_over():
             try:
                 with own_cursor(self._engine) as cursor:
-                    self._serve(cursor)
+                    self._serve_connected(cursor)
             except Exception as error:  # noqa: BLE001 - whatever it is: a ledger without its thread loses everything
                 self._failed(error)
                 self._wait_to_retry()
@@ -145,20 +149,33 @@ class Writer:
     def _is_over(self) -> bool:
         return self._give_up_s is not None and (not self.waiting or time.monotonic() > self._give_up_s)
 
+    def _serve_connected(self, cursor: Any) -> None:
+        """Work until the database fails; to return is to connect again at once, write the batch again and tell nobody.
+
+        A server ends connections for reasons that are over by then: it was restarted, or nothing was asked for long.
+        """
+        try:
+            self._serve(cursor)
+        except Exception as error:
+            is_late = time.monotonic() - self._began_s > _QUICK_S
+            if self._tries_again or self.problem is not None or is_late or not is_broken(cursor, error):
+                raise
+            self._tries_again = True
+
     def _serve(self, cursor: Any) -> None:
         """Work until there is nothing left to do, or the database fails."""
-        file = file_of(self._engine)
         while not self._is_over():
-            if time.monotonic() >= self._beat_due_s:
-                if file_of(self._engine) != file:
-                    self._engine.dispose()  # its connections, too, lead to the file that was
-                    raise LedgerProblem("the ledger's file was removed or replaced")
+            self._began_s = time.monotonic()
+            if self._began_s >= self._beat_due_s:
+                check_file(self._engine, cursor)
                 self._housekeeping.beat()
                 self._beat_due_s = time.monotonic() + self._rhythm.heartbeat_s
                 self._sweeping = True
             self._write(cursor)
+            self._tries_again = False
             if self.problem is not None and not self._batch:
-                self._recovered()
+                self.problem = None
+                _log.warning("the ledger can be written again; %d rows wait", self.waiting)
             if self._sweeping and not self._hurried and self._give_up_s is None:
                 self._sweep()
             self._gather()
@@ -171,12 +188,14 @@ class Writer:
         except SQLAlchemyError as error:
             # tidying up is no reason to refuse exchanges; if the database is gone, the next commit will tell
             self._sweeping = False
-            _log.warning("the ledger could not be tidied up: %s", _describe(error))
+            _log.warning("the ledger could not be tidied up: %s", describe(error))
 
     def _gather(self) -> None:
         """Wait until a batch or something else is due."""
         woken = True
-        while woken and not (self._hurried or self._give_up_s is not None or self.waiting >= MAX_ROWS):
+        while woken and not (self._hurried or self._give_up_s is not None):
+            if len(self._opened) + len(self._settled) >= MAX_ROWS:
+                return
             if self._opened:
                 woken = self._sleep(_HURRY, self._rhythm.opened_gather_s)
             elif self._settled:
@@ -217,27 +236,46 @@ class Writer:
         """Commit a batch, if there is one; on failure it stays, and whoever waits is told."""
         if not self._batch:
             self._take()
-        if not self._batch:
-            return
+        if self._batch:
+            self._commit(cursor, self._batch)
+
+    def _commit(self, cursor: Any, rows: list[Row]) -> None:
+        """Write these, the first of the batch, and take them from it; by halves, where one of them is not taken."""
         # a row may be settled while it is written as opened; then it comes again
-        settled = [row for row in self._batch if row.settled is not None]
-        statement, parameters = self._upsert([row.values(self._worker) for row in self._batch])
+        settled = [row for row in rows if row.settled is not None]
         began_s = time.perf_counter()
-        cursor.execute(statement, parameters)
+        try:
+            cursor.execute(*self._upsert([row.values(self._worker) for row in rows]))
+        except self._row_errors as error:
+            if len(rows) == 1:
+                self._reject(rows[0], error)
+            else:
+                self._commit(cursor, rows[: len(rows) // 2])
+                self._commit(cursor, rows[len(rows) // 2 :])
+            return
         took_s = time.perf_counter() - began_s
-        batch = self._batch
-        for row in batch:
+        check_file(self._engine, cursor)
+        for row in rows:
             row.committed = True
         for row in settled:
             row.finished = True
         self.finished_rows += len(settled)
-        self._batch = []
-        self._told(batch, True)
-        self._on_commit(took_s, len(batch))
+        self._batch = self._batch[len(rows) :]
+        self._told(rows, True)
+        self._on_commit(took_s, len(rows))
+
+    def _reject(self, row: Row, error: Exception) -> None:
+        """Give up a row that can never be written: it may not keep all others from it."""
+        row.finished = True
+        self.finished_rows += 1
+        self.rejected_rows += 1
+        self._batch = self._batch[1:]
+        _log.error("the ledger does not take the row of exchange %s: %s", row.opened.id, describe(error))
+        self._told([row], False)
 
     def _failed(self, error: Exception) -> None:
         began = self.problem is None
-        self.problem = _describe(error)
+        self.problem = describe(error)
         self._retry_s = self._rhythm.first_retry_s if began else min(2 * self._retry_s, self._rhythm.last_retry_s)
         # the heartbeat is what tries whether the database is back, also when no row waits
         self._beat_due_s = 0.0
@@ -251,28 +289,11 @@ class Writer:
         self._opened.extend(opened)
         self._told([*self._batch, *opened], False)
 
-    def _recovered(self) -> None:
-        self.problem = None
-        _log.warning("the ledger can be written again; %d rows wait", self.waiting)
-
     def _wait_to_retry(self) -> None:
         deadline_s = time.monotonic() + self._retry_s
         if self._give_up_s is not None:
             deadline_s = min(deadline_s, self._give_up_s)
-        while (left_s := deadline_s - time.monotonic()) > 0:
-            try:
-                self._wakes.get(timeout=left_s)
-            except queue.Empty:
-                return
-            if self._give_up_s is not None:
-                return
-
-
-def _describe(error: Exception) -> str:
-    """What went wrong, without what a database may quote: hosts, users, values."""
-    cause = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
-    name = type(cause).__name__
-    if isinstance(cause, LedgerProblem):
-        return str(cause)
-    # SQLite's messages are constants
-    return f"{name}: {cause}" if type(cause).__module__ == "sqlite3" else name
+        with contextlib.suppress(queue.Empty):
+            self._wakes.get(timeout=max(deadline_s - time.monotonic(), 0.0))
+            while self._give_up_s is None:
+                self._wakes.get(timeout=max(deadline_s - time.monotonic(), 0.0))

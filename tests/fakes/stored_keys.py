@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from proxy.core.patterns import PatternTable
 from proxy.phases.authenticate import Plan, digest_of
-from proxy.stores.keys import Changes, StoredKey
+from proxy.stores.keys import Changes, Mark, StoredKey
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -43,7 +43,8 @@ def stored(
 
 
 def changes(*keys: StoredKey, anew: bool = False, more: bool = False, unreadable: tuple[str, ...] = ()) -> Changes:
-    return Changes(list(keys), list(unreadable), max((key.revision for key in keys), default=0), anew, more)
+    last = max((key.revision for key in keys), default=0)
+    return Changes(list(keys), list(unreadable), Mark(last, ""), anew, more)
 
 
 class HeldKeys:
@@ -63,13 +64,15 @@ class HeldKeys:
     def put(self, key: StoredKey) -> None:
         self.keys[key.id] = key
 
-    def changed_since(self, revision: int) -> Changes:
+    def changed_since(self, mark: Mark | None) -> Changes:
+        revision = mark.revision if mark else 0
         self.asked.append(revision)
         if self.broken:
             raise OSError("the database has gone")
         changed = sorted((key for key in self.keys.values() if key.revision > revision), key=lambda key: key.revision)
         given = changed[: self.at_once]
-        return Changes(given, [], given[-1].revision if given else revision, more=len(changed) > len(given))
+        last = given[-1].revision if given else revision
+        return Changes(given, [], Mark(last, ""), more=len(changed) > len(given))
 
     def note_used(self, used: Mapping[str, int]) -> None:
         if self.broken or self.unwritable:

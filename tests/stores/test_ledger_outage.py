@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import sqlite3
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import psycopg
 import pytest
 import sqlalchemy as sa
 
 from proxy.core.errors import STORE_UNAVAILABLE, ProxyError
 from proxy.stores import database
-from proxy.stores.database import migrate, open_database
+from proxy.stores.database import is_broken, migrate, open_database, own_cursor
 from proxy.stores.ledger import DatabaseLedger
 from tests.fakes.ledgers import HASTY, ClockMs, away, opened, rows, running_ledger, settled
 from tests.fakes.postgres import PostgresServer, running_postgres
@@ -131,21 +134,79 @@ async def test_a_full_disk(hasty_sqlite: Engine, monkeypatch: pytest.MonkeyPatch
     assert {row["outcome"] for row in written.values()} == {"ok"}
 
 
-async def test_connections_that_postgres_ends(own_postgres: Engine) -> None:
-    def terminate() -> None:
-        other = own_postgres.execution_options(isolation_level="AUTOCOMMIT")
-        with other.connect() as connection:
-            connection.execute(
-                sa.text("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid()")
+def terminate(engine: Engine) -> None:
+    """End every connection but one; they are ended when this returns."""
+    other = engine.execution_options(isolation_level="AUTOCOMMIT")
+    with other.connect() as connection:
+        connection.execute(
+            sa.text(
+                "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity "
+                "WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()"
             )
+        )
 
-    async with running_ledger(own_postgres) as ledger:
+
+@pytest.mark.parametrize("heartbeat_s", [0.02, 60.0])
+async def test_connections_that_postgres_ends_are_made_again_and_nobody_is_refused(
+    own_postgres: Engine, heartbeat_s: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with running_ledger(own_postgres, rhythm=replace(HASTY, heartbeat_s=heartbeat_s)) as ledger:
         running = ledger.open(opened("running"))
         await running.durable()
-        away(terminate)
+        for turn in range(3):
+            away(lambda: terminate(own_postgres))
+            wave = [ledger.open(opened(f"{turn}-{number}")) for number in range(20)]
+            await asyncio.gather(*(entry.durable() for entry in wave))
         running.settle(settled())
-        await until(lambda: ledger.problem is None and ledger.waiting == 0, "it is connected again")
+    assert len(rows(own_postgres)) == 61
     assert rows(own_postgres)["running"]["outcome"] == "ok"
+    # tidying up may have been interrupted
+    assert [message for message in caplog.messages if "written" in message] == []
+
+
+@pytest.mark.parametrize(("state", "ends"), [("57P01", True), ("57P05", True), ("57014", False), ("22012", False)])
+def test_what_a_server_says_as_it_ends_a_connection(own_postgres: Engine, state: str, ends: bool) -> None:
+    """It is read before the end itself, which may come later over a network."""
+    with own_cursor(own_postgres) as cursor:
+        with pytest.raises(psycopg.Error) as caught:
+            cursor.execute(f"DO $$ BEGIN RAISE SQLSTATE '{state}'; END $$")
+        assert is_broken(cursor, caught.value) is ends
+
+
+async def test_connections_that_postgres_ends_because_nothing_was_asked(own_postgres: Engine) -> None:
+    def idle_for(limit: str) -> None:
+        other = own_postgres.execution_options(isolation_level="AUTOCOMMIT")
+        with other.connect() as connection:
+            connection.execute(sa.text(f"ALTER ROLE postgres SET idle_session_timeout = {limit}"))
+        own_postgres.dispose()
+
+    away(lambda: idle_for("'50ms'"))
+    async with running_ledger(own_postgres, rhythm=replace(HASTY, heartbeat_s=60.0)) as ledger:
+        for number in range(3):
+            await ledger.open(opened(f"x{number}")).durable()
+            await until(lambda: away(lambda: connections(own_postgres)) == 0, "its connections are ended")
+    away(lambda: idle_for("0"))
+    assert len(rows(own_postgres)) == 3
+
+
+def connections(engine: Engine) -> int:
+    """How many there are beside the one that asks."""
+    question = "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()"
+    with psycopg.connect(engine.url.render_as_string(hide_password=False).replace("+psycopg", "")) as connection:
+        return int(connection.execute(question).fetchall()[0][0])
+
+
+async def test_a_postgres_that_was_started_again_some_time_ago(
+    own_postgres: Engine, own_server: PostgresServer
+) -> None:
+    async with running_ledger(own_postgres, rhythm=replace(HASTY, heartbeat_s=60.0)) as ledger:
+        await ledger.open(opened("before")).durable()
+        away(own_server.stop)
+        away(own_server.start)
+        wave = [ledger.open(opened(f"x{number}")) for number in range(20)]
+        await asyncio.gather(*(entry.durable() for entry in wave))
+        assert ledger.problem is None
+    assert len(rows(own_postgres)) == 21
 
 
 async def test_a_postgres_that_is_stopped_and_started(own_postgres: Engine, own_server: PostgresServer) -> None:
@@ -200,9 +261,10 @@ async def test_closing_tells_how_many_rows_are_lost(hasty_sqlite: Engine) -> Non
     await ledger.open(opened("first")).durable()
     locker.execute("BEGIN EXCLUSIVE")
     for number in range(3):
-        ledger.open(opened(f"x{number}"))
+        ledger.open(opened(f"x{number}")).settle(settled())
+    assert ledger.waiting == 3
     assert await ledger.close(0.2) == 3
-    await until(lambda: not ledger.writer.is_alive, "the thread gives up")
+    await until(lambda: not ledger.writer._thread.is_alive(), "the thread gives up")
     locker.execute("COMMIT")
     locker.close()
     assert set(rows(hasty_sqlite)) == {"first"}
