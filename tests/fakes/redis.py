@@ -155,7 +155,7 @@ def running_cluster(nodes: int = 3) -> Iterator[list[RedisServer]]:
             settings = (
                 "cluster-enabled yes",
                 "cluster-require-full-coverage no",
-                "cluster-node-timeout 2000",
+                "cluster-node-timeout 15000",
                 bus_line,
             )
             servers.append(stack.enter_context(running_redis(tcp=True, settings=settings)))
@@ -216,7 +216,8 @@ def free_port() -> int:
 
 def _is_whole(client: Any, nodes: int) -> bool:
     info = dict(line.split(":") for line in client.execute_command("CLUSTER", "INFO").decode().split())
-    return info["cluster_state"] == "ok" and int(info["cluster_known_nodes"]) == nodes
+    knows_slots = int(info["cluster_slots_ok"]) == 16384  # each node hears of the others' slots in its own time
+    return info["cluster_state"] == "ok" and int(info["cluster_known_nodes"]) == nodes and knows_slots
 
 
 def _program() -> str:
