@@ -30,6 +30,7 @@ from proxy.stores.keys import KeyStore
 from proxy.stores.ledger import DatabaseLedger
 from proxy.stores.memory import MemoryQuotaStore
 from proxy.stores.recall import recall
+from proxy.stores.transient import IN_MEMORY, transient_ledger
 from proxy.tasks import BackgroundTasks
 from proxy.tokenizers import BackgroundCounter, load
 
@@ -184,7 +185,8 @@ async def open_app(config: Config, metrics: Metrics, log: structlog.typing.Filte
 
 
 def _prepare(config: Config, metrics: Metrics) -> _Prepared:
-    engine = open_database(config.ledger.url.reveal())
+    url = config.ledger.url.reveal()
+    engine = open_database(transient_ledger() if url in IN_MEMORY else url)
     try:
         migrate(engine)
     except (SQLAlchemyError, OSError) as error:

@@ -67,6 +67,8 @@ def _about_keys(config: Config) -> Iterator[str]:
 
 
 def _about_exposure(config: Config) -> Iterator[str]:
+    if config.ledger.url.reveal() in ("sqlite://", "sqlite:///", "sqlite:///:memory:"):
+        yield "ledger.url is in memory: usage, and keys made at run time, are gone when the process ends"
     if not _is_loopback(config.server.host) and config.server.tls.certificate is None:
         yield f"server.host {config.server.host} is reachable from elsewhere without TLS: keys travel in the clear"
     if not _is_loopback(config.ops.host):
