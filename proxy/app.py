@@ -152,14 +152,19 @@ class App:
 
     def _store(
         self, shared: RedisQuotaStore | None, from_ledger: Recall
-    ) -> tuple[QuotaStore, Callable[[Reservation, Demand], None]]:
+    ) -> tuple[QuotaStore, Callable[[Reservation, Demand, Callable[[], None]], None]]:
         """Where quotas are counted, and how an exchange's end is told there."""
         if shared is None:
             memory = MemoryQuotaStore(_steady_clock_ms(), from_ledger)
-            return memory, memory.settle_now
 
-        def settle(reservation: Reservation, used: Demand) -> None:
-            self.tasks.keep(shared.settle(reservation, used), "quota")
+            def settle_here(reservation: Reservation, used: Demand, done: Callable[[], None]) -> None:
+                memory.settle_now(reservation, used)
+                done()
+
+            return memory, settle_here
+
+        def settle(reservation: Reservation, used: Demand, done: Callable[[], None]) -> None:
+            self.tasks.start(shared.settle(reservation, used), "quota").add_done_callback(lambda _: done())
 
         return shared, settle
 

@@ -7,6 +7,7 @@ OpenAI SDK.
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import sys
 import time
@@ -55,7 +56,7 @@ def serve(config_file: Path | None, host: str | None, port: int | None) -> None:
 
     chosen = None if config_file is None else load(config_file)
     overrides = {name: value for name, value in (("host", host), ("port", port)) if value is not None}
-    _run(serving.serve(chosen, overrides, banner=_banner))
+    _run(serving.serve(chosen, overrides, banner=functools.partial(_banner, config_file=config_file)))
 
 
 @main.command()
@@ -206,14 +207,15 @@ def _wrong_with(base_url: str) -> str | None:
     return "has no port that one can connect to" if port == 0 else None
 
 
-def _banner(served: Served) -> None:
+def _banner(served: Served, config_file: Path | None = None) -> None:
     """One short banner on standard error; standard output is for log lines."""
+    options = "" if config_file is None else f" --config {config_file}"
     lines = [
         f"Sluice {__version__}",
         f"  API        {served.base_url}",
         f"  operators  {served.ops_url}  (/metrics /healthz /readyz)",
         *(f"  upstream   {name}  {url}" for name, url in served.upstreams),
-        f"  ledger     {served.ledger}  (sluice usage, sluice keys)",
+        f"  ledger     {served.ledger}  (sluice usage{options}, sluice keys{options})",
     ]
     if served.key is not None:
         lines.append(f"  key        {served.key}  (made for this run)")

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def run(message: str | None, *, model: str, base_url: str, key: str) -> str | None:
     """Answer `message`, or hold a conversation when there is none. Returns what went wrong, in words, or None."""
-    client = openai.OpenAI(base_url=base_url, api_key=key, max_retries=1)
+    client = openai.OpenAI(base_url=base_url, api_key=key, max_retries=0)
     if message is not None:
         return _answer(client, model, [{"role": "user", "content": message}])[1]
     click.echo(f"{model} through {base_url}. Ctrl-C stops an answer, Ctrl-D ends.")

@@ -58,7 +58,7 @@ def _about_keys(config: Config) -> Iterator[str]:
     elif not config.plans:
         yield "there are no plans: keys have no limits"
     else:
-        unlimited = [key.id for key in config.keys if key.plan is None]
+        unlimited = [key.id for key in config.keys if key.plan is None and key.limits is None]
         if unlimited:
             yield f"keys without a plan have no limits: {_some(unlimited)}"
     short = [key.id for key in config.keys if key.secret is not None and len(key.secret.reveal()) < _SHORTEST_SECRET]

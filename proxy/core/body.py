@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import msgspec
 
-from proxy.core.errors import BAD_REQUEST, INVALID_TYPE, MISSING_PARAMETER, ProxyError
+from proxy.core.errors import BAD_REQUEST, INVALID_TYPE, INVALID_VALUE, MISSING_PARAMETER, ProxyError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -23,7 +23,11 @@ if TYPE_CHECKING:
 Edit = tuple[int, int, bytes]
 
 # The members of a request, and of its stream_options, that decide something here.
-_READ_MEMBERS: Final = frozenset({"model", "stream", "stream_options"})
+_AMOUNTS: Final = ("max_tokens", "max_completion_tokens", "max_output_tokens", "n", "best_of")
+_READ_MEMBERS: Final = frozenset({"model", "stream", "stream_options", *_AMOUNTS})
+# up to a billion: what is reserved must be what the upstream may do, and to some a negative one means "no limit"
+_AMOUNT: Final = re.compile(rb"0|[1-9][0-9]{0,8}|null")
+_NUMBER: Final = re.compile(rb"-?[0-9]+")
 _READ_OPTIONS: Final = frozenset({"include_usage", "continuous_usage_stats"})
 
 _ASKS_USAGE: Final = b'"include_usage":true'
@@ -71,12 +75,16 @@ class MeteredRequest(NamedTuple):
 def read_metered(body: bytes) -> MeteredRequest:
     """Read the body of a metered route.
 
-    Raises ProxyError BAD_REQUEST, INVALID_TYPE or MISSING_PARAMETER. Messages name the member, never its value.
+    Raises ProxyError BAD_REQUEST, INVALID_TYPE, INVALID_VALUE or MISSING_PARAMETER. Messages name the member, never its
+    value.
     """
     spans, insert_at = members(body)
     model, model_span = _model(body, spans)
     if model is None or model_span is None:
         raise ProxyError(MISSING_PARAMETER, "You must provide a model parameter.", param="model")
+    for name in _AMOUNTS:
+        if name in spans:
+            _check_amount(name, _value(body, spans, name))
     stream = _value(body, spans, "stream")
     if stream not in {b"true", b"false", b"null"}:
         raise ProxyError(INVALID_TYPE, "Invalid type for 'stream': expected a boolean.", param="stream")
@@ -96,6 +104,14 @@ def read_metered(body: bytes) -> MeteredRequest:
     else:
         edit = (insert_at, insert_at, b'"stream_options":{%b},' % _ASKS_USAGE)
     return MeteredRequest(model, model_span, stream=True, usage_edit=edit)
+
+
+def _check_amount(name: str, value: bytes) -> None:
+    if _AMOUNT.fullmatch(value) is not None:
+        return
+    if _NUMBER.fullmatch(value) is None:
+        raise ProxyError(INVALID_TYPE, f"Invalid type for '{name}': expected an integer.", param=name)
+    raise ProxyError(INVALID_VALUE, f"Invalid value for '{name}': expected 0 to 999999999.", param=name)
 
 
 def edited(body: bytes, edits: Iterable[Edit]) -> bytes:

@@ -63,12 +63,16 @@ def refusal(refused: Refused, demand: Demand) -> errors.ProxyError:
     name = f"{_amount(limit, limit.amount)} per {window_name(limit)}"
     asked = amount_of(demand, limit.kind)
     if refused.wait_s is None:
-        message = f"Request too large: it may use {_amount(limit, asked)}, and the limit is {name}."
+        message = (
+            f"Request too large: with its prompt and the longest answer that it allows it may use "
+            f"{_amount(limit, asked)}, and the limit is {name}. Set max_tokens, or less of it."
+        )
         return errors.ProxyError(errors.LARGER_THAN_LIMIT, message, headers=told)
     used = next(standing.used for standing in refused.standings if standing.limit == limit)
-    state = f"used {_amount(limit, used)}, requested {_amount(limit, asked)}"
+    state = f"used {_amount(limit, used)}, may use {_amount(limit, asked)} more"
     if isinstance(limit.window, Calendar):
-        message = f"You exceeded your current quota: limit {name}, {state}."
+        renewed = f"It is renewed in {duration(refused.wait_s)}."
+        message = f"You exceeded your current quota: limit {name}, {state}. {renewed}"
         return errors.ProxyError(errors.INSUFFICIENT_QUOTA, message, headers=told)
     kind = errors.RATE_LIMIT_REQUESTS if limit.kind is Kind.REQUESTS else errors.RATE_LIMIT_TOKENS
     message = f"Rate limit reached: limit {name}, {state}. Please try again in {duration(refused.wait_s)}."
@@ -78,7 +82,7 @@ def refusal(refused: Refused, demand: Demand) -> errors.ProxyError:
 def _amount(limit: Limit, amount: int) -> str:
     if limit.kind is Kind.SPEND:
         return f"{amount / _MICRO:.6f}".rstrip("0").rstrip(".") + " USD"
-    return f"{amount} {limit.kind.value}"
+    return f"{amount} {limit.kind.value if amount != 1 else limit.kind.value.removesuffix('s')}"
 
 
 def window_name(limit: Limit) -> str:

@@ -155,11 +155,16 @@ class Keyring:
 
 def terms_of(limits: Mapping[str, Any]) -> Terms:
     """Limits in the form of the configuration's. Raises `ValueError` or `TypeError` for what is none."""
+    if unknown := limits.keys() - Terms._fields:
+        raise ValueError(f"unknown limits: {sorted(unknown)}")
+    concurrency = limits.get("concurrency")
+    if concurrency is not None and (type(concurrency) is not int or concurrency < 1):
+        raise ValueError("the concurrency is no whole number of at least 1")
     return Terms(
         parse_limits(limits.get("requests"), Kind.REQUESTS),
         parse_limits(limits.get("tokens"), Kind.TOKENS),
         parse_limits(limits.get("spend"), Kind.SPEND),
-        limits.get("concurrency"),
+        concurrency,
     )
 
 

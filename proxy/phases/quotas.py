@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 _NANO_PER_MICRO: Final = 1000
 # A client that aborts may ask again before the abort was noticed: a slot of its key that comes free so soon is its own.
 _SLOT_PATIENCE_S: Final = 0.1
+_SLOT_LOOK_S: Final = 0.025  # another process may free it
 _NO_LIMITS: Final = Limits()
 
 
@@ -45,15 +47,18 @@ def demand_of(usage: Usage, cost_nano_usd: int) -> Demand:
 class Quotas:
     """The quotas of all keys, in `store`; knows which exchanges of this process hold a part of one.
 
-    `settle` tells the store what a reservation came to, at once or in the background, and never raises.
+    `settle` tells the store what a reservation came to, at once or in the background, never raises, and calls what it
+    is given when the store knows.
     """
 
-    def __init__(self, store: QuotaStore, settle: Callable[[Reservation, Demand], None], metrics: Metrics) -> None:
+    def __init__(
+        self, store: QuotaStore, settle: Callable[[Reservation, Demand, Callable[[], None]], None], metrics: Metrics
+    ) -> None:
         self._store = store
         self._settle = settle
         self._metrics = metrics
         self._held: dict[str, Reservation] = {}
-        self._freed: dict[str, list[asyncio.Future[None]]] = {}
+        self._waiting: dict[str, set[asyncio.Future[None]]] = {}
 
     async def reserve(self, exchange_id: str, key_id: str, limits: Limits, demand: Demand) -> Hold | None:
         """Admit the exchange; None where its key has no limits.
@@ -78,8 +83,10 @@ class Quotas:
         """Charge what was used in place of what was reserved, and free the slot."""
         reservation = hold.reservation
         del self._held[reservation.id]
-        self._settle(reservation, used)
-        for waiting in self._freed.pop(reservation.key_id, ()):
+        self._settle(reservation, used, functools.partial(self._freed, reservation.key_id))
+
+    def _freed(self, key_id: str) -> None:
+        for waiting in self._waiting.get(key_id, ()):
             if not waiting.done():
                 waiting.set_result(None)
 
@@ -93,15 +100,21 @@ class Quotas:
     async def _again(
         self, exchange_id: str, key_id: str, limits: Limits, demand: Demand, answer: Granted | Refused
     ) -> Granted | Refused:
-        """Try once more whenever an exchange of the key ends within the patience for it."""
+        """Try once more whenever an exchange of the key ends within the patience for it, and now and then."""
         loop = asyncio.get_running_loop()
         deadline_s = loop.time() + _SLOT_PATIENCE_S
         while isinstance(answer, Refused) and answer.limit is None and (left_s := deadline_s - loop.time()) > 0:
-            freed = loop.create_future()
-            self._freed.setdefault(key_id, []).append(freed)
-            await asyncio.wait({freed}, timeout=left_s)
-            if not freed.done():
-                freed.cancel()
-                break
+            await self._until_freed(key_id, min(left_s, _SLOT_LOOK_S))
             answer = await self._store.reserve(exchange_id, key_id, limits, demand)
         return answer
+
+    async def _until_freed(self, key_id: str, patience_s: float) -> None:
+        freed = asyncio.get_running_loop().create_future()
+        waiting = self._waiting.setdefault(key_id, set())
+        waiting.add(freed)
+        try:
+            await asyncio.wait({freed}, timeout=patience_s)
+        finally:
+            waiting.discard(freed)
+            if not waiting:
+                self._waiting.pop(key_id, None)

@@ -83,7 +83,8 @@ def _count(exchange: Exchange, findings: Findings, metrics: Metrics, duration_s:
         outcome=outcome_of(findings),
         status=status_of(findings),
         upstream=findings.route.upstream.name if findings.route else "",
-        streamed=observed is not None and observed.events > 0,
+        streamed=(findings.admission is not None and findings.admission.streamed)
+        or (observed is not None and observed.events > 0),
         duration_s=duration_s,
         time_to_first_byte_s=since_arrival(exchange, exchange.downstream.first_byte_s),
         overhead_s=since_arrival(exchange, timeline.forwarded_s),
@@ -175,7 +176,7 @@ def _log(exchange: Exchange, findings: Findings, log: structlog.typing.Filtering
     if error is not None:
         fields["blame"] = error.kind.blame.value
         # our own messages about downstream mistakes may quote a model's name: the outcome says enough
-        if error.kind.blame is not errors.Blame.DOWNSTREAM:
+        if error.kind.blame is not errors.Blame.DOWNSTREAM or error.kind.status == 429:
             fields["error"] = error.message
             if error.__cause__ is not None:
                 fields["cause"] = _cause(error.__cause__)

@@ -165,7 +165,9 @@ def _postgres(url: URL, patience_s: float | None) -> Engine:
 
 def _sqlite(url: URL) -> Engine:
     if not url.database or url.database == ":memory:" or url.database.startswith("file:"):
-        raise LedgerProblem("ledger.url: a ledger in memory is seen by its own proxy alone; name a file, as in sqlite:///sluice.db")
+        raise LedgerProblem(
+            "ledger.url: a ledger in memory is seen by its own proxy alone; name a file, as in sqlite:///sluice.db"
+        )
     file = _File(url.database)
     connect_args = {"timeout": PATIENCE_S, "isolation_level": None}
     engine = sa.create_engine(url, connect_args=connect_args, execution_options={_FILE: file})

@@ -98,7 +98,7 @@ class MemoryQuotaStore:
         try:
             self._restore(key_id, starts_s, await recall(key_id, starts_s))
             asked.set_result(True)
-        except SQLAlchemyError as error:
+        except (SQLAlchemyError, TimeoutError) as error:
             asked.set_result(False)
             raise _unreadable() from error
         finally:
@@ -130,4 +130,4 @@ class MemoryQuotaStore:
 
 
 def _unreadable() -> ProxyError:
-    return ProxyError(STORE_UNAVAILABLE, "The usage ledger cannot be read.")
+    return ProxyError(STORE_UNAVAILABLE, "The usage ledger cannot be read.", retry_after_s=3.0)

@@ -90,7 +90,7 @@ class RedisQuotaStore:
     @property
     def is_away(self) -> bool:
         """Redis, or a node of its cluster, did not answer for some time and is not being asked: for `/readyz`."""
-        return self._link.retry_in_s > 0
+        return self._link.is_away
 
     async def reserve(self, reservation_id: str, key_id: str, limits: Limits, demand: Demand) -> Granted | Refused:
         """As the protocol says, also after a lost answer: what it may have reserved is given back."""

@@ -116,6 +116,11 @@ class RedisLink:
         self._circuits: dict[str, Circuit] = {}
 
     @property
+    def is_away(self) -> bool:
+        """A node did not answer several times in a row, nor has it since."""
+        return any(circuit.is_open for circuit in self._circuits.values())
+
+    @property
     def retry_in_s(self) -> float:
         """How long the store will not be asked, or at least one node of a cluster; 0 while all answer."""
         now_s = self._clock()

@@ -186,7 +186,7 @@ class Exchanges:
         self._counting = counting
         self._prices = PriceList({"gpt-4o*": None})
         store = MemoryQuotaStore(lambda: time.monotonic_ns() // 1_000_000)
-        quotas = Quotas(store, store.settle_now, Metrics(CollectorRegistry()))
+        quotas = Quotas(store, lambda held, used, _: store.settle_now(held, used), Metrics(CollectorRegistry()))
         self._accounting = Accounting(
             quotas=quotas, ledger=ledger, prices=self._prices, counting=counting, clock=time.time
         )

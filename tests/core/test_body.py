@@ -15,7 +15,7 @@ from proxy.core.errors import BAD_REQUEST, INVALID_TYPE, MISSING_PARAMETER, Erro
 
 SPACE = st.text(" \t\n\r", max_size=2).map(str.encode)
 NAMES = st.text(max_size=6) | st.sampled_from(
-    ["model", "stream", "stream_options", "n", 'quo"te', "back\\slash", "{[,"]
+    ["model", "stream", "stream_options", "x", 'quo"te', "back\\slash", "{[,"]
 )
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -25,7 +25,8 @@ VALUES = st.recursive(
 
 
 def judged(name: str) -> bool:
-    return name.casefold() in {"model", "stream", "stream_options"}
+    amounts = {"n", "best_of", "max_tokens", "max_completion_tokens", "max_output_tokens"}
+    return name.casefold() in {"model", "stream", "stream_options"} | amounts
 
 
 @st.composite

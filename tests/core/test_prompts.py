@@ -285,8 +285,8 @@ def test_no_body_raises(members: dict[str, Any], ascii_only: bool) -> None:
     [
         b'"messages":[{"role":"user","content":"a\\ud83d b"}]',
         b'"messages":[{"content":"\\\\ud83d \\ud83d"}]',
-        b'"max_tokens":1e999',
-        b'"n":' + b"9" * 5000,
+        b'"best_of_all":1e999',
+        b'"seed":' + b"9" * 5000,
         b'"messages":' + b'[{"content":' * 400 + b"1" + b"}]" * 400,
         b'"tools":[{"parameters":' + b'{"items":' * 800 + b"1" + b"}" * 800 + b"}]",
         b'"messages":[' + b"{}," * 300_000 + b"{}]",

@@ -188,7 +188,7 @@ async def test_a_second_model_in_the_rest_of_an_upload_ends_it() -> None:
 @pytest.mark.parametrize("name", ["n", 'quo"te\\', "org/r\u00e9al", "\u043d\u043e\u0432\u0430\u044f \U0001f30a"])
 async def test_a_body_that_names_another_model_is_otherwise_the_same(name: str) -> None:
     gzipped = [(b"Content-Type", b"application/json"), (b"Content-Encoding", b"gzip")]
-    start, end = b' { "messages":[{"model":"m"}],"model"\t:  ', b' ,"n":1.0}'
+    start, end = b' { "messages":[{"model":"m"}],"model"\t:  ', b' ,"x":1.0}'
     text = start + rb'"\u006d"' + end
     for endpoint in (CHAT, UPLOAD):
         for exchange in (

@@ -82,7 +82,7 @@ async def test_tokens_are_reserved_and_settled() -> None:
         assert (last.status, last.error["code"]) == (429, "insufficient_quota")
         assert last.header("x-should-retry") == "false"
         assert last.header("retry-after") is None
-        assert "used 45 tokens, requested 32 tokens" in last.error["message"]
+        assert "used 45 tokens, may use 32 tokens more" in last.error["message"]
         large = await ask(proxy, asked(max_tokens=100))
         assert (large.status, large.error["code"]) == (429, "request_too_large")
 
