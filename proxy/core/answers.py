@@ -6,6 +6,7 @@ the relay may not. The rules are protocol.md sections 1.6 and 5.
 
 from __future__ import annotations
 
+import itertools
 import re
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 # Raw events are held up to this size and then decoded together: one call for some sixty events.
 BATCH_BYTES: Final = 16384
+# Streams in step would all decode in the same turn of the event loop, were their first batches not of many lengths.
+_FIRST_BATCHES: Final = itertools.cycle(range(BATCH_BYTES // 16, BATCH_BYTES + 1, BATCH_BYTES // 16))
 
 # A body up to this size is read whole; of a larger one only the usage is looked for.
 MAX_BODY_BYTES: Final = 65536
@@ -73,10 +76,7 @@ class AnswerReader(Protocol):
         """No more bytes come: the answer ended, or broke off. Never raises."""
 
     def take_texts(self, most_chars: int | None = None) -> list[str]:
-        """The output text since the last time, apart by choice, kind and tool call. Incomplete if `final`.
-
-        Of more than `most_chars` it is the first that many or, cut between words, a few less; the rest waits on.
-        """
+        """The output text since last time, by choice, kind and tool call, some `most_chars`. Incomplete if `final`."""
 
 
 class _Reader:
@@ -115,6 +115,7 @@ class EventAnswer(_Reader):
 
     def __init__(self) -> None:
         super().__init__()
+        self._batch_bytes = next(_FIRST_BATCHES)
         self._at_start = True
         self._large: LargeEvent | None = None  # an oversize event that goes on
         self._ended = False
@@ -125,7 +126,8 @@ class EventAnswer(_Reader):
     def saw(self, data: bytes) -> None:
         """Take a released block: whole events, or a fragment of an oversize one. Never raises."""
         self._held += data
-        if len(self._held) >= BATCH_BYTES or self._large is not None:
+        if len(self._held) >= self._batch_bytes or self._large is not None:
+            self._batch_bytes = BATCH_BYTES
             self._attempt(self._decode)
 
     def catch_up(self) -> None:

@@ -1,6 +1,6 @@
 """What the embedded store of quotas costs: CPU of an admission and its settlement, with 10 and with 100,000 keys.
 
-    python tests/bench/quota.py
+    python -m tests.bench.quota
 
 Four windows and a limit of concurrency. With many keys the figure is taken twice: of exchanges of all of them in turn,
 where each finds its key's state in no cache of the processor, and of ten among them, which is what the store's own work
