@@ -77,6 +77,8 @@ async def is_refused(port: int) -> bool:
             await asyncio.get_running_loop().sock_connect(sock, ("127.0.0.1", port))
         except ConnectionRefusedError:
             return True
+        except ConnectionResetError:
+            return False  # it was in the queue of a listener that closed: ask once more
     return False
 
 

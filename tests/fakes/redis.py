@@ -173,8 +173,8 @@ def running_cluster(nodes: int = 3) -> Iterator[list[RedisServer]]:
 
 
 def open_store(url: str, **options: Any) -> RedisQuotaStore:
-    """A store with a prefix of its own, that denies when Redis is away."""
-    known: dict[str, Any] = {"allow": False, "clock": time.monotonic, "seen": lambda *_: None}
+    """A store with a prefix of its own, that denies when Redis is away; patient, as a machine under test is busy."""
+    known: dict[str, Any] = {"allow": False, "clock": time.monotonic, "seen": lambda *_: None, "timeout_s": 5.0}
     return RedisQuotaStore(url, **(known | {"prefix": f"test-{uuid.uuid4().hex[:12]}"} | options))
 
 
