@@ -214,6 +214,7 @@ def _redis(config: Config, metrics: Metrics, from_ledger: Recall) -> RedisQuotaS
         clock=time.monotonic,
         seen=metrics.store_asked,
         recall=from_ledger,
+        timeout_s=config.store.timeout,
     )
 
 

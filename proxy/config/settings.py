@@ -82,6 +82,7 @@ class StoreConfig(_Settings, frozen=True):
         SecretUrl,
         Meta(description="memory://, redis://, rediss://, redis+sentinel://, redis+cluster://, redis+unix://"),
     ] = field(default_factory=lambda: SecretUrl("memory://"))
+    timeout: Annotated[Duration, Meta(description="the longest that a shared store may take to answer")] = 0.25
     on_failure: Annotated[
         Literal["deny", "allow"], Meta(description="store out of reach: deny answers 503, allow admits without limits")
     ] = "deny"

@@ -32,7 +32,7 @@ def redis() -> Iterator[RedisServer]:
 
 
 def sharing(redis: RedisServer, plan: PlanConfig, on_failure: Any = "deny") -> dict[str, Any]:
-    store = StoreConfig(url=SecretUrl(redis.url), on_failure=on_failure)
+    store = StoreConfig(url=SecretUrl(redis.url), on_failure=on_failure, timeout=5.0)  # a machine under test is busy
     key = KeyConfig(id="team-a", secret=Secret(KEY), plan="p")
     return {"plans": {"p": plan}, "keys": (key,), "settings": {"store": store}}
 
