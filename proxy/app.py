@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from sqlalchemy.exc import SQLAlchemyError
 
 from proxy.building import encodings_of, keyring_of, prices_of, router_of, throttle_of, upstream_of
+from proxy.config.values import is_in_memory
 from proxy.core.addresses import TrustedProxies
 from proxy.phases.account import Accounting
 from proxy.phases.authenticate import Authenticator
@@ -30,7 +31,7 @@ from proxy.stores.keys import KeyStore
 from proxy.stores.ledger import DatabaseLedger
 from proxy.stores.memory import MemoryQuotaStore
 from proxy.stores.recall import recall
-from proxy.stores.transient import IN_MEMORY, transient_ledger
+from proxy.stores.transient import transient_ledger
 from proxy.tasks import BackgroundTasks
 from proxy.tokenizers import BackgroundCounter, load
 
@@ -190,8 +191,7 @@ async def open_app(config: Config, metrics: Metrics, log: structlog.typing.Filte
 
 
 def _prepare(config: Config, metrics: Metrics) -> _Prepared:
-    url = config.ledger.url.reveal()
-    engine = open_database(transient_ledger() if url in IN_MEMORY else url)
+    engine = open_database(transient_ledger() if is_in_memory(config.ledger.url) else config.ledger.url.reveal())
     try:
         migrate(engine)
     except (SQLAlchemyError, OSError) as error:

@@ -129,7 +129,7 @@ def _served(worker: Worker, key: str | None) -> Served:
 def _about_counting() -> list[str]:
     if tokenizers.installed():
         return []
-    return ["tokens are estimated where an upstream does not say: pip install 'sluice-proxy[tokenizers]' counts them"]
+    return ["tokens are estimated where an upstream does not say: the extra `tokenizers` counts them"]
 
 
 def _suggested_model(config: Config) -> str:

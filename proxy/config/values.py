@@ -89,3 +89,8 @@ def duration_text(seconds: float) -> str:
         if milliseconds and milliseconds % _MS_PER_UNIT[unit] == 0:
             return f"{milliseconds / _MS_PER_UNIT[unit]:f}".partition(".")[0] + unit
     return f"{seconds:.9f}".rstrip("0").rstrip(".") + "s"
+
+
+def is_in_memory(ledger_url: SecretUrl) -> bool:
+    """Whether a ledger at this URL ends with the process."""
+    return ledger_url.reveal() in ("sqlite://", "sqlite:///", "sqlite:///:memory:")

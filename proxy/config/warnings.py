@@ -10,6 +10,7 @@ from msgspec import Struct
 
 from proxy.config.problems import dotted
 from proxy.config.settings import LoadedConfig
+from proxy.config.values import is_in_memory
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -67,7 +68,7 @@ def _about_keys(config: Config) -> Iterator[str]:
 
 
 def _about_exposure(config: Config) -> Iterator[str]:
-    if config.ledger.url.reveal() in ("sqlite://", "sqlite:///", "sqlite:///:memory:"):
+    if is_in_memory(config.ledger.url):
         yield "ledger.url is in memory: usage, and keys made at run time, are gone when the process ends"
     if not _is_loopback(config.server.host) and config.server.tls.certificate is None:
         yield f"server.host {config.server.host} is reachable from elsewhere without TLS: keys travel in the clear"

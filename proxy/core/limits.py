@@ -49,11 +49,6 @@ class KeyLimits:
         """The limits of an exchange that asks for `model`."""
         return self._remembered(tuple([pattern for pattern, table in self._tables if table.match(model) is not None]))
 
-    @property
-    def every_limit(self) -> tuple[Limit, ...]:
-        """Every limit there is, each once."""
-        return self._limits
-
     def _narrowed_to(self, patterns: tuple[str, ...]) -> Limits:
         windows = tuple(limit for limit in self._limits if not limit.model or limit.model in patterns)
         return Limits(windows, self._concurrency)

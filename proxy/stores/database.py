@@ -151,7 +151,7 @@ def _postgres(url: URL, patience_s: float | None) -> Engine:
         postgres = import_module("proxy.stores.postgres")
     except ImportError:
         raise LedgerProblem(
-            "ledger.url asks for PostgreSQL, whose driver is missing: pip install 'sluice-proxy[postgres]'"
+            "ledger.url asks for PostgreSQL, whose driver is missing: install the extra `postgres`"
         ) from None
     # a connection may have died in the pool: asking costs a round trip, of the few transactions that go by the pool
     engine = sa.create_engine(url, pool_pre_ping=True, use_native_hstore=False)

@@ -12,7 +12,6 @@ import tempfile
 from pathlib import Path
 from typing import Final
 
-IN_MEMORY: Final = ("sqlite://", "sqlite:///", "sqlite:///:memory:")
 _MEMORY: Final = Path("/dev/shm")  # noqa: S108 - the folder made in it is this user's alone
 
 

@@ -106,7 +106,6 @@ def test_limits_narrowed_to_a_model_come_on_top() -> None:
     assert of_key.for_model("llama") == ((_PER_MINUTE, _TOKENS), 2)
     assert of_key.for_model("gpt-4.1") == ((_PER_MINUTE, narrow, _TOKENS), 2)
     assert of_key.for_model("gpt-4o") == ((_PER_MINUTE, narrow, narrower, _TOKENS), 2)
-    assert of_key.every_limit == (_PER_MINUTE, narrow, narrower, _TOKENS)
 
 
 def test_of_two_limits_of_one_window_the_smaller_applies() -> None:
