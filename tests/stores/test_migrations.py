@@ -117,5 +117,5 @@ def test_a_missing_driver_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         raise ModuleNotFoundError(name)
 
     monkeypatch.setattr(database, "import_module", missing)
-    with pytest.raises(LedgerProblem, match=r"sluice-proxy\[postgres\]"):
+    with pytest.raises(LedgerProblem, match="extra `postgres`"):
         open_database("postgresql://user:hunter2@db/ledger")
