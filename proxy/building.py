@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from proxy.config.settings import RouteConfig
+from proxy.config.upstreams import RouteConfig
 from proxy.config.values import is_credential_name
 from proxy.core.limits import KeyLimits, Terms, merged, parse_limit
 from proxy.core.patterns import PatternTable
@@ -25,7 +25,8 @@ from proxy.upstream.pool import UpstreamPool
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from proxy.config.settings import Config, KeyConfig, ModelLimitsConfig, PlanConfig, UpstreamConfig
+    from proxy.config.settings import Config, KeyConfig, ModelLimitsConfig, PlanConfig
+    from proxy.config.upstreams import UpstreamConfig
 
 # local servers are given placeholders such as "x" or "EMPTY": masking those would tear words of error messages apart
 _SHORTEST_MASKED = 8

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
         ModelLimitsConfig,
         PlanConfig,
         ServerConfig,
-        UpstreamConfig,
     )
+    from proxy.config.upstreams import UpstreamConfig
 
 _STORES: Final = ("memory", "redis", "rediss", "redis+sentinel", "redis+cluster", "redis+unix", "unix")
 _LEDGERS: Final = ("sqlite", "postgresql")

@@ -12,7 +12,8 @@ from msgspec import inspect
 from proxy.config.checks import check
 from proxy.config.problems import Findings, Problem, TooManyProblemsError
 from proxy.config.read import Reader
-from proxy.config.settings import Config, KeyConfig, LedgerConfig, LoadedConfig, RouteConfig, UpstreamConfig
+from proxy.config.settings import Config, KeyConfig, LedgerConfig, LoadedConfig
+from proxy.config.upstreams import RouteConfig, UpstreamConfig
 from proxy.config.values import Secret, SecretUrl
 from proxy.config.warnings import without_effect
 from proxy.config.yaml_tree import MAX_FILE_BYTES, MapNode, YamlError, compose

@@ -10,9 +10,9 @@ from __future__ import annotations
 from datetime import datetime  # noqa: TC003  msgspec reads the annotations when the file is loaded
 from typing import Annotated, Literal
 
-from msgspec import Meta, Struct, field
+from msgspec import Meta, field
 
-from proxy.config.kinds import (  # noqa: TC001  as above
+from proxy.config.kinds import (
     Bytes,
     Count,
     Duration,
@@ -25,24 +25,21 @@ from proxy.config.kinds import (  # noqa: TC001  as above
     Port,
     Ratio,
     Retention,
-    Share,
+    Section,
     Usd,
 )
+from proxy.config.upstreams import RouteConfig, UpstreamConfig  # noqa: TC001  as above
 from proxy.config.values import Secret, SecretUrl
 
 
-class _Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What all sections have in common: unknown settings are errors, and nothing changes after loading."""
-
-
-class ServerTlsConfig(_Settings, frozen=True):
+class ServerTlsConfig(Section, frozen=True):
     """TLS for the API's listener; both files or neither."""
 
     certificate: Annotated[Filename | None, Meta(description="PEM file with the certificate chain")] = None
     private_key: Annotated[Filename | None, Meta(description="PEM file with the certificate's key")] = None
 
 
-class ServerConfig(_Settings, frozen=True):
+class ServerConfig(Section, frozen=True):
     """The listener of the API."""
 
     host: Annotated[Host, Meta(description="address to listen on")] = "127.0.0.1"
@@ -65,7 +62,7 @@ class ServerConfig(_Settings, frozen=True):
     tls: Annotated[ServerTlsConfig, Meta(description="TLS for this listener")] = field(default_factory=ServerTlsConfig)
 
 
-class OpsConfig(_Settings, frozen=True):
+class OpsConfig(Section, frozen=True):
     """The listener for operators, never exposed with the API: /metrics /healthz /readyz /admin."""
 
     host: Annotated[Host, Meta(description="address to listen on")] = "127.0.0.1"
@@ -75,7 +72,7 @@ class OpsConfig(_Settings, frozen=True):
     )
 
 
-class StoreConfig(_Settings, frozen=True):
+class StoreConfig(Section, frozen=True):
     """Where quotas are counted."""
 
     url: Annotated[
@@ -88,7 +85,7 @@ class StoreConfig(_Settings, frozen=True):
     ] = "deny"
 
 
-class LedgerConfig(_Settings, frozen=True):
+class LedgerConfig(Section, frozen=True):
     """Where keys and usage are kept."""
 
     url: Annotated[SecretUrl, Meta(description="sqlite:///FILE or postgresql://USER@HOST/DATABASE")] = field(
@@ -99,62 +96,7 @@ class LedgerConfig(_Settings, frozen=True):
     ] = None
 
 
-class TimeoutsConfig(_Settings, frozen=True):
-    """How long an upstream may take; off: for ever."""
-
-    connect: Annotated[Duration, Meta(description="name resolution, TCP and TLS")] = 5.0
-    first_byte: Annotated[Duration | None, Meta(description="request sent to first byte of the answer")] = 600.0
-    idle: Annotated[Duration | None, Meta(description="silence within an answer")] = 120.0
-    total: Annotated[Duration | None, Meta(description="the whole exchange")] = None
-
-
-class UpstreamTlsConfig(_Settings, frozen=True):
-    """TLS towards an upstream."""
-
-    verify: Annotated[bool, Meta(description="check the upstream's certificate and name")] = True
-    ca: Annotated[Filename | None, Meta(description="PEM file of trusted authorities; null: the system's")] = None
-    client_certificate: Annotated[Filename | None, Meta(description="PEM file with a client certificate")] = None
-    client_key: Annotated[Filename | None, Meta(description="PEM file with the client certificate's key")] = None
-
-
-class UpstreamConfig(_Settings, frozen=True):
-    """A model server."""
-
-    base_url: Annotated[str, Meta(description="what an SDK would be given, such as https://api.openai.com/v1")]
-    api_keys: Annotated[tuple[Secret, ...], Meta(description="credentials, used in turn")] = ()
-    auth: Annotated[
-        Literal["bearer", "api-key", "none", "passthrough"],
-        Meta(description="how to authenticate; passthrough: with the client's own credential"),
-    ] = "bearer"
-    headers: Annotated[dict[str, Secret], Meta(description="headers set on every request")] = field(
-        default_factory=dict
-    )
-    query: Annotated[dict[str, str], Meta(description="query members set on every request: Azure's api-version")] = (
-        field(default_factory=dict)
-    )
-    usage: Annotated[
-        Literal["inject", "as-asked"], Meta(description="inject: ask for usage in streams, hide it from the client")
-    ] = "inject"
-    max_concurrency: Annotated[Count | None, Meta(description="exchanges at once; the rest wait; null: no limit")] = (
-        None
-    )
-    timeouts: Annotated[TimeoutsConfig, Meta(description="how long it may take")] = field(
-        default_factory=TimeoutsConfig
-    )
-    tls: Annotated[UpstreamTlsConfig, Meta(description="TLS towards it")] = field(default_factory=UpstreamTlsConfig)
-    proxy: Annotated[SecretUrl | None, Meta(description="outbound HTTP proxy, http://[USER:PASSWORD@]HOST:PORT")] = None
-
-
-class RouteConfig(_Settings, frozen=True):
-    """One upstream that serves a model."""
-
-    upstream: Annotated[str, Meta(description="its name; empty: the first upstream")] = ""
-    model: Annotated[str | None, Meta(description="the upstream's own name for the model; null: as asked")] = None
-    weight: Annotated[Share, Meta(description="share among routes of the same priority")] = 1.0
-    priority: Annotated[int, Meta(ge=0, le=1000, description="lowest first")] = 0
-
-
-class PriceConfig(_Settings, frozen=True):
+class PriceConfig(Section, frozen=True):
     """What tokens cost, in USD per million."""
 
     input: Annotated[Usd, Meta(description="prompt tokens")] = 0.0
@@ -167,7 +109,7 @@ class PriceConfig(_Settings, frozen=True):
     audio_minute: Annotated[Usd, Meta(description="a minute of audio, where it is charged by duration; USD")] = 0.0
 
 
-class ModelConfig(_Settings, frozen=True):
+class ModelConfig(Section, frozen=True):
     """How a model, or all that match a pattern, is served."""
 
     routes: Annotated[tuple[RouteConfig, ...], Meta(description="who serves it; none: the first upstream")] = ()
@@ -181,7 +123,7 @@ class ModelConfig(_Settings, frozen=True):
     ] = None
 
 
-class ModelLimitsConfig(_Settings, frozen=True):
+class ModelLimitsConfig(Section, frozen=True):
     """Limits of a plan for some models, beside those for all."""
 
     requests: Annotated[tuple[Limit, ...], Meta(description="requests per window")] = ()
@@ -189,13 +131,16 @@ class ModelLimitsConfig(_Settings, frozen=True):
     spend: Annotated[tuple[Limit, ...], Meta(description="USD per window, may be decimal")] = ()
 
 
-class PlanConfig(_Settings, frozen=True):
+class PlanConfig(Section, frozen=True):
     """A named set of limits; each applies per key."""
 
     requests: Annotated[tuple[Limit, ...], Meta(description="requests per window")] = ()
     tokens: Annotated[tuple[Limit, ...], Meta(description="prompt and output tokens per window")] = ()
     spend: Annotated[tuple[Limit, ...], Meta(description="USD per window, may be decimal")] = ()
     concurrency: Annotated[Count | None, Meta(description="exchanges at once; null: no limit")] = None
+    cut_when_exhausted: Annotated[
+        bool, Meta(description="end a stream that outgrows what it reserved when a token or spend limit is used up")
+    ] = False
     model_limits: Annotated[
         dict[Glob, ModelLimitsConfig], Meta(description="further limits by model: a name or a glob")
     ] = field(default_factory=dict)
@@ -206,7 +151,7 @@ class PlanConfig(_Settings, frozen=True):
     )
 
 
-class LimitsConfig(_Settings, frozen=True):
+class LimitsConfig(Section, frozen=True):
     """Limits of one key, each in place of its plan's; null: the plan's."""
 
     requests: Annotated[tuple[Limit, ...] | None, Meta(description="requests per window")] = None
@@ -215,7 +160,7 @@ class LimitsConfig(_Settings, frozen=True):
     concurrency: Annotated[Count | None, Meta(description="exchanges at once")] = None
 
 
-class KeyConfig(_Settings, frozen=True):
+class KeyConfig(Section, frozen=True):
     """A credential that clients present: `secret` or `secret_sha256`, not both."""
 
     id: Annotated[Name, Meta(description="its name in logs, metrics and the ledger")]
@@ -228,23 +173,27 @@ class KeyConfig(_Settings, frozen=True):
     limits: Annotated[LimitsConfig | None, Meta(description="limits in place of the plan's")] = None
 
 
-class QueueConfig(_Settings, frozen=True):
+class QueueConfig(Section, frozen=True):
     """Waiting for an upstream at `max_concurrency`."""
 
     max_waiting: Annotated[int, Meta(ge=0, le=1_000_000, description="requests that may wait")] = 1000
+    max_bytes: Annotated[Bytes, Meta(description="request bodies held by all that wait")] = 268435456
     max_wait: Annotated[Pause, Meta(description="how long each may wait")] = 30.0
 
 
-class RetriesConfig(_Settings, frozen=True):
+class RetriesConfig(Section, frozen=True):
     """Repeating what failed before a byte went downstream."""
 
     attempts: Annotated[int, Meta(ge=1, le=100, description="tries in all")] = 3
     backoff: Annotated[Pause, Meta(description="pause before the second try, doubled for each further one")] = 0.2
     max_backoff: Annotated[Pause, Meta(description="the longest pause")] = 5.0
-    budget: Annotated[Ratio, Meta(description="retries as a share of recent requests")] = 0.2
+    budget: Annotated[Ratio, Meta(description="retries at an upstream that fails, as a share of recent requests")] = 0.2
+    hedge_after: Annotated[
+        Duration | None, Meta(description="a first byte later than this starts a try on another route; off: none")
+    ] = None
 
 
-class BreakerConfig(_Settings, frozen=True):
+class BreakerConfig(Section, frozen=True):
     """Leaving an upstream alone that keeps failing."""
 
     failures: Annotated[Count, Meta(description="failures in a row that open the circuit")] = 5
@@ -252,14 +201,14 @@ class BreakerConfig(_Settings, frozen=True):
     max_cooldown: Annotated[Duration, Meta(description="the longest pause")] = 300.0
 
 
-class ShutdownConfig(_Settings, frozen=True):
+class ShutdownConfig(Section, frozen=True):
     """Stopping without cutting streams."""
 
     notice: Annotated[Pause, Meta(description="new connections are still served after the signal")] = 5.0
     drain: Annotated[Pause, Meta(description="exchanges in flight may finish")] = 120.0
 
 
-class LogConfig(_Settings, frozen=True):
+class LogConfig(Section, frozen=True):
     """The log on standard output."""
 
     level: Annotated[Literal["debug", "info", "warning", "error"], Meta(description="the least that is logged")] = (
@@ -270,7 +219,7 @@ class LogConfig(_Settings, frozen=True):
     )
 
 
-class Config(_Settings, frozen=True):
+class Config(Section, frozen=True):
     """The whole configuration of Sluice."""
 
     server: Annotated[ServerConfig, Meta(description="the API's listener")] = field(default_factory=ServerConfig)

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import openai
 import pytest
 
-from proxy.config.settings import KeyConfig, ModelConfig, PlanConfig, TimeoutsConfig
+from proxy.config.settings import KeyConfig, ModelConfig, PlanConfig
+from proxy.config.upstreams import TimeoutsConfig
 from proxy.config.values import Secret
 from tests.fakes.answering import AnsweringUpstream, chat, response
 from tests.fakes.questions import ASK

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import openai
 
-from proxy.config.settings import ModelConfig, RouteConfig
+from proxy.config.settings import ModelConfig
+from proxy.config.upstreams import RouteConfig
 from tests.fakes.answering import AnsweringUpstream, response
 from tests.fakes.running import KEY, running
 

@@ -6,7 +6,8 @@ import asyncio
 import contextlib
 from typing import TYPE_CHECKING, Final
 
-from proxy.config.settings import ServerTlsConfig, UpstreamTlsConfig
+from proxy.config.settings import ServerTlsConfig
+from proxy.config.upstreams import UpstreamTlsConfig
 from proxy.core import errors
 from tests.fakes.client import RecordingClient
 from tests.fakes.line import CHAT_REQUEST, PATIENCE_S, Line, chunk

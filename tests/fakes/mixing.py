@@ -7,7 +7,8 @@ import contextlib
 import re
 from typing import TYPE_CHECKING, Final
 
-from proxy.config.settings import KeyConfig, ModelConfig, PlanConfig, PriceConfig, RouteConfig
+from proxy.config.settings import KeyConfig, ModelConfig, PlanConfig, PriceConfig
+from proxy.config.upstreams import RouteConfig
 from proxy.config.values import Secret
 from proxy.phases.exchange import Phase
 from tests.fakes.answering import AnsweringUpstream, response

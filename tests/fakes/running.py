@@ -26,8 +26,8 @@ from proxy.config.settings import (
     OpsConfig,
     PlanConfig,
     ServerConfig,
-    UpstreamConfig,
 )
+from proxy.config.upstreams import UpstreamConfig
 from proxy.config.values import Secret, SecretUrl
 from proxy.stores.database import migrate, open_database
 from proxy.supervisor import Worker

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from proxy.config.settings import KeyConfig, ModelConfig, PlanConfig, RouteConfig, TimeoutsConfig
+from proxy.config.settings import KeyConfig, ModelConfig, PlanConfig
+from proxy.config.upstreams import RouteConfig, TimeoutsConfig
 from proxy.config.values import Secret
 from proxy.core.patterns import PatternTable
 from proxy.phases import models as models_phase

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
-from proxy.config.settings import UpstreamTlsConfig
+from proxy.config.upstreams import UpstreamTlsConfig
 from tests.fakes.raw_client import RawClient
 from tests.fakes.raw_upstream import RawPeer, RawUpstream
 from tests.fakes.running import Running, running, upstream_config

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import pytest
 
-from proxy.config.settings import ServerTlsConfig, TimeoutsConfig, UpstreamTlsConfig
+from proxy.config.settings import ServerTlsConfig
+from proxy.config.upstreams import TimeoutsConfig, UpstreamTlsConfig
 from tests.fakes.raw_client import RawClient
 from tests.fakes.raw_upstream import FullListener, RawPeer, RawUpstream
 from tests.fakes.running import Running, running, upstream_config

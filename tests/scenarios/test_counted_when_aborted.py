@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import pytest
 
-from proxy.config.settings import TimeoutsConfig
+from proxy.config.upstreams import TimeoutsConfig
 from proxy.core.tokens import O200K
 from proxy.tokenizers import load
 from tests.fakes.leaving import PROMPT_TOKENS, drain_ends, left, received, secure_line

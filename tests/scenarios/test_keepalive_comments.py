@@ -6,7 +6,7 @@ from typing import Any, Final
 
 import pytest
 
-from proxy.config.settings import TimeoutsConfig
+from proxy.config.upstreams import TimeoutsConfig
 from proxy.core.sse import KEEPALIVE_COMMENT
 from proxy.phases import relay
 from tests.fakes.endings import assert_told, rest

@@ -7,7 +7,7 @@ from typing import Final
 
 import pytest
 
-from proxy.config.settings import TimeoutsConfig
+from proxy.config.upstreams import TimeoutsConfig
 from proxy.phases import relay
 from tests.fakes.endings import assert_cut, assert_envelope, assert_told, end, recorded, rest
 from tests.fakes.line import LAST_CHUNK, chunk, head, line

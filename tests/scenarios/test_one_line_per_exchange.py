@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from proxy.config.settings import TimeoutsConfig
+from proxy.config.upstreams import TimeoutsConfig
 from proxy.phases import pipeline
 from tests.fakes.answering import AnsweringUpstream, chat, response
 from tests.fakes.client import RecordingClient

@@ -9,7 +9,8 @@ from typing import Final
 
 import pytest
 
-from proxy.config.settings import ModelConfig, RouteConfig
+from proxy.config.settings import ModelConfig
+from proxy.config.upstreams import RouteConfig
 from tests.fakes.line import chunk, line
 from tests.fakes.recordings import ROLE
 

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
-from proxy.config.settings import KeyConfig, ModelConfig, PlanConfig, RouteConfig
+from proxy.config.settings import KeyConfig, ModelConfig, PlanConfig
+from proxy.config.upstreams import RouteConfig
 from proxy.config.values import Secret
 from tests.fakes.line import JSON_TYPE, LAST_CHUNK, PATIENCE_S, Line, chunk, head, line
 from tests.fakes.running import KEY

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
-from proxy.config.settings import ModelConfig, RouteConfig
+from proxy.config.settings import ModelConfig
+from proxy.config.upstreams import RouteConfig
 from tests.fakes.answering import CHAT_EVENTS, chat, response
 from tests.fakes.asked import SHAPES
 from tests.fakes.framed import cut_at_random, framed
