@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import random
 import secrets
 import socket
 import time
@@ -12,10 +13,20 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from proxy.building import encodings_of, keyring_of, prices_of, router_of, throttle_of, upstream_of
+from proxy.building import (
+    balancer_of,
+    encodings_of,
+    keyring_of,
+    prices_of,
+    retry_policy_of,
+    router_of,
+    throttle_of,
+    upstream_of,
+)
 from proxy.config.values import is_in_memory
 from proxy.core.addresses import TrustedProxies
 from proxy.phases.account import Accounting
+from proxy.phases.attempts import Attempts
 from proxy.phases.authenticate import Authenticator
 from proxy.phases.models import Catalogue
 from proxy.phases.observe import Counting
@@ -72,7 +83,7 @@ class App:
         self.is_draining = False
         self.tasks = BackgroundTasks()  # of exchanges
         self._chores = BackgroundTasks()
-        self.upstreams = {name: upstream_of(name, settings) for name, settings in config.upstreams.items()}
+        self.upstreams = {name: upstream_of(name, settings, config) for name, settings in config.upstreams.items()}
         via_name = b"sluice-" + secrets.token_hex(4).encode()
         router = router_of(config, self.upstreams)
         keyring = keyring_of(config)
@@ -98,7 +109,17 @@ class App:
                 write_stall_s=config.server.write_stall,
                 keepalive_s=config.server.keepalive_comment,
             ),
-            via=b"1.1 " + via_name,
+            attempts=Attempts(
+                balancer_of(config, metrics.routing),
+                retry_policy_of(config),
+                via=b"1.1 " + via_name,
+                tasks=self.tasks,
+                metrics=metrics.routing,
+                write_stall_s=config.server.write_stall,
+                clock=time.monotonic,
+                unix_clock=time.time,  # noqa: TID251 - the clock that is passed in
+                draw=random.random,
+            ),
             tasks=self.tasks,
             metrics=metrics,
             log=log,

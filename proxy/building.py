@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import random
 import ssl
+import time
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
@@ -11,14 +13,20 @@ import msgspec
 
 from proxy.config.upstreams import RouteConfig
 from proxy.config.values import is_credential_name
+from proxy.core.circuit import Circuit
+from proxy.core.cooldown import Credentials
 from proxy.core.limits import KeyLimits, Terms, merged, parse_limit
 from proxy.core.patterns import PatternTable
 from proxy.core.pricing import Price, PriceList
 from proxy.core.quota import Kind
+from proxy.core.retry import RetryPolicy
+from proxy.core.retry_budget import RetryBudget
 from proxy.core.throttle import Throttle
 from proxy.core.tokens import CL100K, O200K, encoding_of
 from proxy.phases.authenticate import Keyring, Plan, Principal, digest_of, terms_of
-from proxy.phases.route import ModelRoute, Router, Timeouts, Upstream
+from proxy.phases.balancer import Balancer, QueueLimits
+from proxy.phases.route import Model, Route, Router
+from proxy.phases.upstreams import Health, Probe, Timeouts, Upstream
 from proxy.upstream.connect import Origin, ProxyAddress, tls_context
 from proxy.upstream.pool import UpstreamPool
 
@@ -27,6 +35,7 @@ if TYPE_CHECKING:
 
     from proxy.config.settings import Config, KeyConfig, ModelLimitsConfig, PlanConfig
     from proxy.config.upstreams import UpstreamConfig
+    from proxy.telemetry.routing import RoutingMetrics
 
 # local servers are given placeholders such as "x" or "EMPTY": masking those would tear words of error messages apart
 _SHORTEST_MASKED = 8
@@ -55,7 +64,7 @@ def _naming(setting: str) -> Iterator[None]:
         raise OSError(error.errno, f"{setting}: {error.strerror or error}") from error
 
 
-def upstream_of(name: str, settings: UpstreamConfig) -> Upstream:
+def upstream_of(name: str, settings: UpstreamConfig, config: Config) -> Upstream:
     """An upstream and its connections. Raises `OSError` for a certificate or a key that cannot be used."""
     url = urlsplit(settings.base_url)
     host = url.hostname or ""
@@ -83,6 +92,24 @@ def upstream_of(name: str, settings: UpstreamConfig) -> Upstream:
         secrets=_secrets_of(settings),
         timeouts=Timeouts(settings.timeouts.first_byte, settings.timeouts.idle, settings.timeouts.total),
         injects_usage=settings.usage == "inject",
+        health=_health_of(settings, config),
+        probe=None if settings.probe is None else Probe(settings.probe.path, settings.probe.interval),
+    )
+
+
+def _health_of(settings: UpstreamConfig, config: Config) -> Health:
+    breaker = config.breaker
+    return Health(
+        Circuit(
+            failures=breaker.failures,
+            cooldown_s=breaker.cooldown,
+            max_cooldown_s=breaker.max_cooldown,
+            failure_share=breaker.failure_share,
+            least_results=breaker.least_results,
+        ),
+        Credentials(len(settings.api_keys)),
+        RetryBudget(config.retries.budget),
+        settings.max_concurrency,
     )
 
 
@@ -97,12 +124,27 @@ def _secrets_of(settings: UpstreamConfig) -> list[bytes]:
 def router_of(config: Config, upstreams: dict[str, Upstream]) -> Router:
     """Which of `upstreams` serves which model."""
     default = next(iter(upstreams))
-    routes = {}
+    models = {}
     for pattern, model in config.models.items():
-        first = min(model.routes, key=lambda candidate: candidate.priority, default=RouteConfig())
-        upstream = upstreams[first.upstream or default]
-        routes[pattern] = ModelRoute(upstream, first.model, model.max_output_tokens, model.encoding)
-    return Router(upstreams[default], PatternTable(routes), routes)
+        routes = [
+            Route(upstreams[one.upstream or default], one.model, one.weight, one.priority)
+            for one in sorted(model.routes or (RouteConfig(),), key=lambda one: one.priority)
+        ]
+        models[pattern] = Model(tuple(routes), model.max_output_tokens, model.encoding)
+    return Router(upstreams[default], PatternTable(models), models)
+
+
+def balancer_of(config: Config, metrics: RoutingMetrics) -> Balancer:
+    """What gives exchanges their places at upstreams."""
+    queue = config.queue
+    limits = QueueLimits(queue.max_waiting, queue.max_bytes, queue.max_wait)
+    return Balancer(limits, metrics, time.monotonic, random.random)
+
+
+def retry_policy_of(config: Config) -> RetryPolicy:
+    """What is tried again, and when."""
+    retries = config.retries
+    return RetryPolicy(retries.attempts, retries.backoff, retries.max_backoff)
 
 
 def keyring_of(config: Config) -> Keyring:
@@ -111,7 +153,8 @@ def keyring_of(config: Config) -> Keyring:
     for name, plan in config.plans.items():
         terms = _terms_of(plan)
         limits = KeyLimits(terms)
-        plans[name] = Plan(name, PatternTable(plan.models), PatternTable(plan.endpoints), terms, limits)
+        endpoints = PatternTable(plan.endpoints)
+        plans[name] = Plan(name, PatternTable(plan.models), endpoints, terms, limits, plan.weight)
     return Keyring([_principal(key, plans[key.plan]) for key in config.keys], plans)
 
 

@@ -197,6 +197,8 @@ class BreakerConfig(Section, frozen=True):
     """Leaving an upstream alone that keeps failing."""
 
     failures: Annotated[Count, Meta(description="failures in a row that open the circuit")] = 5
+    failure_share: Annotated[Ratio, Meta(description="share of failures among recent results that opens it")] = 0.5
+    least_results: Annotated[Count, Meta(description="results within 10 s before their share counts")] = 20
     cooldown: Annotated[Duration, Meta(description="first pause, doubled for each further one")] = 10.0
     max_cooldown: Annotated[Duration, Meta(description="the longest pause")] = 300.0
 

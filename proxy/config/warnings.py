@@ -36,12 +36,6 @@ class _NotEnforced(NamedTuple):
 _NOT_ENFORCED: Final = (
     _NotEnforced("server.workers", harmless=1),
     _NotEnforced("ops.admin_token"),
-    _NotEnforced("upstreams.*.max_concurrency"),
-    _NotEnforced("models.*.routes", harmless=1, note=" (all but the first by priority)"),
-    _NotEnforced("plans.*.weight"),
-    _NotEnforced("queue"),
-    _NotEnforced("retries"),
-    _NotEnforced("breaker"),
 )
 
 

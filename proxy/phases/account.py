@@ -27,10 +27,11 @@ if TYPE_CHECKING:
     from proxy.core.headers import RawHeaders
     from proxy.core.pricing import Price, PriceList
     from proxy.phases.admit import Admission
+    from proxy.phases.attempts import Try
     from proxy.phases.exchange import Exchange
     from proxy.phases.observe import Counting
     from proxy.phases.quotas import Hold, Quotas
-    from proxy.phases.route import Route
+    from proxy.phases.route import Sending, Target
     from proxy.phases.settle import Settlement
     from proxy.stores.base import Entry, Ledger
 
@@ -65,6 +66,7 @@ class Account:
         self.price = price
         self.encoding = encoding
         self.attempts = 0
+        self.tries: list[Try] = []
         self.is_sent = False  # an upstream has the request, and may be working on it
 
     @property
@@ -99,24 +101,26 @@ class Accounting:
         """UNIX time in milliseconds."""
         return int(self._clock() * 1000)
 
-    async def open(self, exchange: Exchange, admission: Admission, chosen: Route) -> Account:
-        """Estimate, price, reserve and enter the exchange.
+    async def open(self, exchange: Exchange, admission: Admission, target: Target) -> Account:
+        """Estimate, price, reserve and enter the exchange, as if its first route served it.
 
         Raises `ProxyError` 429 where the key's quota does not allow it, STORE_UNAVAILABLE when it cannot be recorded.
         """
-        encoding = chosen.model.encoding or encoding_of(chosen.served or "")
+        first = target.model.routes[0]
+        served = first.rename or admission.model
+        encoding = target.model.encoding or encoding_of(served or "")
         expected = await self._estimate(exchange, admission, encoding)
         most_tokens = expected.max_output_tokens
         if most_tokens is None:
-            most_tokens = min(chosen.model.max_output_tokens * expected.answers, MAX_TOKENS)
+            most_tokens = min(target.model.max_output_tokens * expected.answers, MAX_TOKENS)
         reserved = Usage(expected.prompt_tokens, most_tokens)
-        price = self._prices.find(admission.model, chosen.served) if admission.model is not None else None
+        price = self._prices.find(admission.model, served) if admission.model is not None else None
         cost_nano_usd = 0 if price is None else cost_nano_usd_of(reserved, price)
         principal = admission.principal
         limits = principal.limits.for_model(admission.model or "")
         hold = await self._quotas.reserve(exchange.id, principal.key_id, limits, demand_of(reserved, cost_nano_usd))
         try:
-            entry = self._ledger.open(self._opened(exchange, admission, chosen, reserved, cost_nano_usd))
+            entry = self._ledger.open(self._opened(exchange, admission, first.upstream.name, reserved, cost_nano_usd))
         except BaseException:
             if hold is not None:
                 self._quotas.settle(hold, Demand())
@@ -125,13 +129,18 @@ class Accounting:
             entry, prompt_tokens=expected.prompt_tokens, reserved=reserved, price=price, encoding=encoding, hold=hold
         )
 
+    def answered_by(self, account: Account, admission: Admission, sending: Sending) -> None:
+        """Take the price of the route that answered: its upstream may know the model by another name."""
+        if admission.model is not None:
+            account.price = self._prices.find(admission.model, sending.served)
+
     def close(self, account: Account, settlement: Settlement) -> None:
         """Charge the key's quota what was used, and give back the rest."""
         if account.hold is not None:
             self._quotas.settle(account.hold, demand_of(settlement.usage, settlement.cost_nano_usd))
 
     def _opened(
-        self, exchange: Exchange, admission: Admission, chosen: Route, reserved: Usage, cost_nano_usd: int
+        self, exchange: Exchange, admission: Admission, upstream: str, reserved: Usage, cost_nano_usd: int
     ) -> Opened:
         waited_s = time.perf_counter() - exchange.timeline.arrived_s
         return Opened(
@@ -139,7 +148,7 @@ class Accounting:
             key_id=admission.principal.key_id,
             endpoint=exchange.endpoint.name,
             model=(admission.model or "")[:_LONGEST_MODEL],
-            upstream=chosen.upstream.name,
+            upstream=upstream,
             streamed=admission.streamed,
             started_ms=int((self._clock() - waited_s) * 1000),
             reserved_tokens=reserved.input_tokens + reserved.output_tokens,

@@ -1,71 +1,215 @@
-"""Ask upstreams until there is an answer to relay. Nothing went downstream yet, so asking again is possible."""
+"""Ask upstreams until there is an answer to relay. Nothing went downstream yet, so asking again is possible.
+
+What is asked again is decided by `core/retry.py`; here are the places to ask at, the pauses, and what is known of each
+try. The exchange's reservation and row are held once across all of them.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import asyncio
+import dataclasses
+import time
+from typing import TYPE_CHECKING, NamedTuple
 
 from proxy.core import errors
+from proxy.core.headers import header
+from proxy.core.retry import Happened, Sent, decide, retry_after_of
+from proxy.phases.balancer import Ask
+from proxy.phases.exchange import Phase
 from proxy.phases.forward import AnswerKind, forward
-from proxy.phases.route import route
+from proxy.phases.patience import Patience
+from proxy.phases.route import write
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from proxy.core.retry import Retry, RetryPolicy
     from proxy.phases.account import Account
     from proxy.phases.admit import Admission
+    from proxy.phases.balancer import Balancer, Place
     from proxy.phases.exchange import Exchange
     from proxy.phases.forward import Answer
-    from proxy.phases.route import Route, Router
+    from proxy.phases.route import Sending, Target
     from proxy.tasks import BackgroundTasks
-    from proxy.telemetry.metrics import Metrics
+    from proxy.telemetry.routing import RoutingMetrics
+
+
+_WISHES = {b"true": True, b"false": False}
+
+
+class Try(NamedTuple):
+    """One try, for the log line: where, what came of it, and how long that took in seconds."""
+
+    upstream: str
+    result: str
+    seconds: float
+
+
+class Outcome(NamedTuple):
+    """What came of one try: an answer, or the error in place of one."""
+
+    place: Place
+    sending: Sending
+    answer: Answer | None
+    error: errors.ProxyError | None
+
+
+class Course(NamedTuple):
+    """What stays the same over the tries of one exchange."""
+
+    exchange: Exchange
+    admission: Admission
+    account: Account
+    ask: Ask
+    patience: Patience
 
 
 class Attempts:
-    """Makes the attempts of exchanges, and counts them."""
+    """Makes the attempts of exchanges.
+
+    `clock` is monotonic and `unix_clock` UNIX time, both in seconds; `draw` gives random numbers from 0 to 1, for the
+    jitter of pauses.
+    """
 
     def __init__(
-        self, router: Router, via: bytes, tasks: BackgroundTasks, metrics: Metrics, write_stall_s: float | None
+        self,
+        balancer: Balancer,
+        policy: RetryPolicy,
+        *,
+        via: bytes,
+        tasks: BackgroundTasks,
+        metrics: RoutingMetrics,
+        write_stall_s: float | None,
+        clock: Callable[[], float],
+        unix_clock: Callable[[], float],
+        draw: Callable[[], float],
     ) -> None:
-        self._router = router
+        self._balancer = balancer
+        self._policy = policy
         self._via = via
         self._tasks = tasks
         self._metrics = metrics
         self._write_stall_s = write_stall_s
+        self._clock = clock
+        self._unix_clock = unix_clock
+        self._draw = draw
 
     async def answer(
-        self, exchange: Exchange, admission: Admission, chosen: Route, account: Account
-    ) -> tuple[Route, Answer]:
-        """The answer, and the route it came by.
+        self, exchange: Exchange, admission: Admission, target: Target, account: Account, enter: Callable[[Phase], None]
+    ) -> tuple[Sending, Answer]:
+        """The answer, and the request that it is to; `enter` is told of the phases.
 
-        An upstream that refuses the `stream_options` that Sluice added is asked again without. Raises what `forward`
-        raises.
+        Raises `ProxyError` of what failed last, or because there is no upstream to ask; and what reading the client's
+        body raises.
         """
-        answer = await self._attempt(exchange, admission, chosen, account)
-        if not answer.refuses_usage:
-            return chosen, answer
-        answer.close()
-        chosen = route(exchange, admission, self._router, self._via, may_ask_usage=False)
-        answer = await self._attempt(exchange, admission, chosen, account)
-        if answer.kind is not AnswerKind.ERROR:  # else the error was about something else, and quoted the request
-            chosen.upstream.refused_usage(chosen.served)
-        return chosen, answer
+        principal = admission.principal
+        ask = Ask(
+            principal.key_id,
+            principal.plan.weight,
+            len(admission.body),
+            target.model.routes,
+            waits=lambda: enter(Phase.QUEUE),
+        )
+        course = Course(exchange, admission, account, ask, Patience.of(exchange.headers, time.perf_counter()))
+        while True:
+            place = await self._balancer.place(ask)
+            enter(Phase.FORWARD)
+            outcome = await self._try(course, place)
+            retry = self._retry(course, outcome)
+            if retry is None:
+                return _result(outcome)
+            if outcome.answer is not None:
+                outcome.answer.close()
+            account.is_sent = False  # what it did is over, and cost nothing that anybody will say
+            ask.spends = retry.spends
+            if not retry.elsewhere:
+                ask.tried.discard(place.route)
+            self._metrics.retried(place.upstream.name, retry.reason)
+            await asyncio.sleep(retry.pause_s)
 
-    async def _attempt(self, exchange: Exchange, admission: Admission, chosen: Route, account: Account) -> Answer:
-        """Forward, and count it: an upstream is not to blame for a client that left or sent nonsense."""
-        result = "abandoned"
-        account.attempts += 1
+    async def _try(self, course: Course, place: Place) -> Outcome:
+        """One try at one upstream, which learns of the outcome; the place is the answer's if there is one.
+
+        An upstream that refuses the `stream_options` that Sluice added is asked again without, there and then.
+        """
+        began_s = time.perf_counter()
+        result = "abandoned"  # an upstream is not to blame for a client that left or sent nonsense
+        sending = write(course.exchange, course.admission, place.route, place.api_key, self._via)
+        answer = error = None
         try:
-            forwarded = await forward(
-                exchange,
-                admission,
-                chosen,
-                tasks=self._tasks,
-                write_stall_s=self._write_stall_s,
-                on_sent=account.sent,
-            )
-            result = f"{forwarded.stream.head.status // 100}xx"
-        except errors.ProxyError as error:
-            if error.kind.blame is errors.Blame.UPSTREAM:
-                result = error.kind.outcome
-            raise
+            answer = await self._forward(course, sending)
+            if answer.refuses_usage:
+                answer.close()
+                self._metrics.attempted(place.upstream.name, f"{answer.stream.head.status // 100}xx")
+                sending = write(
+                    course.exchange, course.admission, place.route, place.api_key, self._via, may_ask_usage=False
+                )
+                answer = None
+                answer = await self._forward(course, sending)
+                if answer.kind is not AnswerKind.ERROR:  # else it was about something else, and quoted the request
+                    place.upstream.refused_usage(sending.served)
+            answer = dataclasses.replace(answer, place=place)
+            place.answered(answer.stream.head.status, self._retry_after_s(answer))
+            result = f"{answer.stream.head.status // 100}xx"
+        except errors.ProxyError as failure:
+            if failure.kind.blame is not errors.Blame.UPSTREAM:
+                raise
+            error = failure
+            result = failure.kind.outcome
+            place.failed()
         finally:
-            self._metrics.attempted(chosen.upstream.name, result)
-        return forwarded
+            if answer is None:
+                place.leave()
+            self._metrics.attempted(place.upstream.name, result)
+            course.account.tries.append(Try(place.upstream.name, result, time.perf_counter() - began_s))
+        return Outcome(place, sending, answer, error)
+
+    async def _forward(self, course: Course, sending: Sending) -> Answer:
+        course.account.attempts += 1
+        return await forward(
+            course.exchange,
+            course.admission,
+            sending,
+            tasks=self._tasks,
+            write_stall_s=self._write_stall_s,
+            on_sent=course.account.sent,
+        )
+
+    def _retry_after_s(self, answer: Answer) -> float | None:
+        wishes = answer.stream.head.headers
+        after, after_ms = header(wishes, b"retry-after"), header(wishes, b"retry-after-ms")
+        return retry_after_of(after, self._unix_clock(), value_ms=after_ms)
+
+    def _retry(self, course: Course, outcome: Outcome) -> Retry | None:
+        """Whether and how to ask again, by the table."""
+        happened = Happened(None if outcome.error is None else outcome.error.kind)
+        if outcome.answer is not None:
+            if outcome.answer.kind is not AnswerKind.ERROR:
+                return None
+            head = outcome.answer.stream.head
+            wish = _WISHES.get(header(head.headers, b"x-should-retry") or b"")
+            happened = Happened(None, head.status, self._retry_after_s(outcome.answer), wish)
+        place = outcome.place
+        sent = Sent.ALL
+        if outcome.error is not None and outcome.error.kind.repeat is errors.Repeat.NOTHING_SENT:
+            sent = Sent.NOTHING
+        elif outcome.sending.is_spent:
+            sent = Sent.PARTLY_SPENT
+        ask = dataclasses.replace(course.ask, spends=sent is not Sent.NOTHING)
+        return decide(
+            happened,
+            sent=sent,
+            attempts_made=len(course.account.tries),
+            policy=self._policy,
+            elsewhere=self._balancer.can_go_elsewhere(ask),
+            other_key=place.upstream.health.credentials.others(place.api_key, self._clock()),
+            patience_s=course.patience.left_s(time.perf_counter()),
+            jitter=self._draw(),
+            may_spend=self._balancer.can_go_anywhere(ask),
+        )
+
+
+def _result(outcome: Outcome) -> tuple[Sending, Answer]:
+    if outcome.answer is None:
+        raise outcome.error or errors.ProxyError(errors.INTERNAL, "An attempt came to nothing.")
+    return outcome.sending, outcome.answer

@@ -48,6 +48,7 @@ class Plan:
     endpoints: PatternTable  # `inference`, `stateful`, or path globs
     terms: Terms = _NO_TERMS
     limits: KeyLimits = _UNLIMITED  # of keys that have none of their own
+    weight: float = 1.0  # of each of its keys in the fair queue
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,6 @@ import enum
 import secrets
 import time
 from dataclasses import dataclass, field
-from itertools import pairwise
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -47,6 +46,7 @@ class Phase(enum.Enum):
     AUTHENTICATE = "authenticate"
     ADMIT = "admit"
     ROUTE = "route"
+    QUEUE = "queue"
     FORWARD = "forward"
     RELAY = "relay"
     SETTLE = "settle"
@@ -54,33 +54,27 @@ class Phase(enum.Enum):
 
 
 class Timeline:
-    """When each phase began, on the monotonic clock, in seconds."""
+    """How long each phase took, on the monotonic clock, in seconds. A phase may be entered again."""
 
-    __slots__ = ("began_s", "phase")
+    __slots__ = ("_entered_s", "arrived_s", "overhead_s", "phase", "spent_s")
 
     def __init__(self) -> None:
         self.phase = Phase.AUTHENTICATE
-        self.began_s: dict[Phase, float] = {Phase.AUTHENTICATE: time.perf_counter()}
+        self.arrived_s = time.perf_counter()  # the request's head was there
+        self.overhead_s: float | None = None  # in Sluice before the request first went upstream, the queue aside
+        self.spent_s: dict[Phase, float] = {}  # in each phase that has ended
+        self._entered_s = self.arrived_s
 
     def enter(self, phase: Phase) -> None:
-        """Note that `phase` begins now."""
+        """Note that `phase` begins now; nothing if it is under way."""
+        if phase is self.phase:
+            return
+        now_s = time.perf_counter()
+        self.spent_s[self.phase] = self.spent_s.get(self.phase, 0.0) + now_s - self._entered_s
         self.phase = phase
-        self.began_s[phase] = time.perf_counter()
-
-    @property
-    def arrived_s(self) -> float:
-        """When the request's head was there."""
-        return self.began_s[Phase.AUTHENTICATE]
-
-    @property
-    def forwarded_s(self) -> float | None:
-        """When the request was ready to go upstream; None where it did not come so far."""
-        return self.began_s.get(Phase.FORWARD)
-
-    def spent_s(self) -> dict[str, float]:
-        """Seconds in each phase that has ended, by the phase's name."""
-        marks = list(self.began_s.items())
-        return {phase.value: after - at for (phase, at), (_, after) in pairwise(marks)}
+        self._entered_s = now_s
+        if phase is Phase.FORWARD and self.overhead_s is None:
+            self.overhead_s = now_s - self.arrived_s - self.spent_s.get(Phase.QUEUE, 0.0)
 
 
 class RequestBody(Protocol):

@@ -22,8 +22,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from proxy.phases.admit import Admission
+    from proxy.phases.balancer import Place
     from proxy.phases.exchange import Exchange
-    from proxy.phases.route import Route
+    from proxy.phases.route import Sending
     from proxy.tasks import BackgroundTasks
     from proxy.upstream.attempt import UpstreamStream
 
@@ -43,24 +44,32 @@ class AnswerKind(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """An upstream's answer whose head is in order."""
+    """An upstream's answer whose head is in order; it holds its `place` there."""
 
     stream: UpstreamStream
     watchdog: Watchdog
     kind: AnswerKind
     first: bytes = field(default=b"", repr=False)  # body bytes already taken to judge the answer
     refuses_usage: bool = False  # an error about the `stream_options` that Sluice added
+    place: Place | None = None
+
+    def broke(self, failure: errors.ProxyError) -> None:
+        """Note why it did not reach its end; the upstream is to blame unless it was given too little time in all."""
+        if self.place is not None and failure.kind.blame is errors.Blame.UPSTREAM and self.watchdog.fired != "total":
+            self.place.failed()
 
     def close(self) -> None:
         """Give the upstream's connection back where the body is whole, abort it where it is not."""
         self.watchdog.stop()
         self.stream.close()
+        if self.place is not None:
+            self.place.leave()
 
 
 async def forward(
     exchange: Exchange,
     admission: Admission,
-    route: Route,
+    sending: Sending,
     *,
     tasks: BackgroundTasks,
     write_stall_s: float | None,
@@ -70,11 +79,11 @@ async def forward(
 
     Raises `ProxyError` 502 or 504 for what the upstream did wrong, and whatever reading the client's body raises.
     """
-    timeouts = route.upstream.timeouts
+    timeouts = sending.upstream.timeouts
     deadline_s = None if timeouts.total_s is None else asyncio.get_running_loop().time() + timeouts.total_s
     limits = [limit for limit in (timeouts.first_byte_s, timeouts.total_s) if limit is not None]
     stream = await attempt(
-        route.upstream.pool, route.request, first_byte_s=min(limits, default=None), tasks=tasks, on_sent=on_sent
+        sending.upstream.pool, sending.request, first_byte_s=min(limits, default=None), tasks=tasks, on_sent=on_sent
     )
     watchdog = Watchdog(
         stream, exchange.downstream, idle_s=timeouts.idle_s, deadline_s=deadline_s, write_stall_s=write_stall_s
@@ -82,7 +91,7 @@ async def forward(
     try:
         kind, first = await _judge(exchange, admission, stream, watchdog)
         refuses_usage = False
-        if route.asks_usage and stream.head.status in REFUSING_STATUSES:
+        if sending.asks_usage and stream.head.status in REFUSING_STATUSES:
             first = await read_error(stream, watchdog)
             refuses_usage = refuses_stream_options(stream.head.status, first)
     except BaseException:

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
     from proxy.phases.authenticate import Principal
     from proxy.phases.exchange import Exchange
-    from proxy.phases.route import Router, Upstream
+    from proxy.phases.route import Router
+    from proxy.phases.upstreams import Upstream
     from proxy.tasks import BackgroundTasks
 
 _KEPT_S: Final = 60.0
@@ -72,7 +73,7 @@ class Catalogue:
         for upstream in upstreams:
             for model in self._known(upstream):
                 target = self._router.find(model.id)
-                if target is not None and target[1].upstream is upstream:
+                if target is not None and any(route.upstream is upstream for route in target.model.routes):
                     found.setdefault(model.id, _shape(model))
         return sorted(found.values(), key=lambda model: str(model["id"]))
 
@@ -105,7 +106,7 @@ class Catalogue:
 
     async def _fetch(self, upstream: Upstream) -> list[_Listed]:
         """Raises `ProxyError` for an upstream that does not answer, or not with a list."""
-        headers = upstream.request_headers([(b"Accept", b"application/json")], b"1.1 sluice")
+        headers = upstream.request_headers([(b"Accept", b"application/json")], b"1.1 sluice", api_key=0)
         request = UpstreamRequest(b"GET", upstream.target("/models", ""), headers)
         stream = await attempt(upstream.pool, request, first_byte_s=None, tasks=self._tasks)
         try:

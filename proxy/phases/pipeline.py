@@ -2,9 +2,10 @@
 
     authenticate -> Principal     401 429
     admit        -> Admission     400 403 404 408 413
-    route        -> Route         404 503
-    account      -> Account       503; the exchange's row in the ledger is opened
-    forward      -> Answer        502 504; the upstream's own 4xx and 5xx pass
+    route        -> Target        404
+    account      -> Account       429 503; the exchange's row in the ledger is opened
+    queue                         503; only where all upstreams of the model are at their limits
+    forward      -> Answer        502 503 504; the upstream's own 4xx and 5xx pass
     relay        -> Relayed       after the first byte: an error event, or a connection cut
     finally
       settle     -> Settlement    what was used and what it costs; the row is completed
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -24,13 +26,12 @@ from typing import TYPE_CHECKING
 from proxy.core import errors
 from proxy.core.injection import UsageHider
 from proxy.phases.admit import admit
-from proxy.phases.attempts import Attempts
 from proxy.phases.exchange import Phase, Treatment
 from proxy.phases.live import Live, who_ended
 from proxy.phases.observe import Observer, reader_for
 from proxy.phases.record import outcome_of, record, since_arrival, status_of
 from proxy.phases.relay import Accompaniment, relay, sluice_headers
-from proxy.phases.route import route
+from proxy.phases.route import find
 from proxy.phases.settle import UNKNOWN, enter, observed_at_once, observed_later, settle
 from proxy.phases.watchdog import StallWatch, send_whole
 
@@ -42,12 +43,14 @@ if TYPE_CHECKING:
     from proxy.core.headers import RawHeaders
     from proxy.core.usage import Observation
     from proxy.phases.account import Account, Accounting
+    from proxy.phases.attempts import Attempts
     from proxy.phases.authenticate import Authenticator, Principal
     from proxy.phases.exchange import Exchange
     from proxy.phases.forward import Answer
     from proxy.phases.models import Catalogue
     from proxy.phases.record import Findings
-    from proxy.phases.route import Router, Upstream
+    from proxy.phases.route import Router
+    from proxy.phases.upstreams import Upstream
     from proxy.tasks import BackgroundTasks
     from proxy.telemetry.metrics import Metrics
 
@@ -71,8 +74,8 @@ class Pipeline:
         router: Router,
         catalogue: Catalogue,
         accounting: Accounting,
+        attempts: Attempts,
         limits: Limits,
-        via: bytes,
         tasks: BackgroundTasks,
         metrics: Metrics,
         log: structlog.typing.FilteringBoundLogger,
@@ -83,8 +86,7 @@ class Pipeline:
         self._catalogue = catalogue
         self._accounting = accounting
         self._limits = limits
-        self._attempts = Attempts(router, via, tasks, metrics, limits.write_stall_s)
-        self._via = via
+        self._attempts = attempts
         self._tasks = tasks
         self._metrics = metrics
         self._log = log
@@ -227,15 +229,17 @@ class Pipeline:
         self._enter(exchange, Phase.ADMIT)
         admission = findings.admission = await admit(exchange, principal, self._limits.max_request_bytes)
         self._enter(exchange, Phase.ROUTE)
-        chosen = findings.route = route(exchange, admission, self._router, self._via)
-        account = findings.account = await self._accounting.open(exchange, admission, chosen)
-        self._enter(exchange, Phase.FORWARD)
-        chosen, answer = await self._attempts.answer(exchange, admission, chosen, account)
-        findings.answer, findings.route, findings.admission = answer, chosen.without_body(), admission.without_body()
+        target = findings.target = find(exchange, admission, self._router)
+        account = findings.account = await self._accounting.open(exchange, admission, target)
+        enter = functools.partial(self._enter, exchange)
+        sending, answer = await self._attempts.answer(exchange, admission, target, account, enter)
+        self._accounting.answered_by(account, admission, sending)
+        findings.answer, findings.sending = answer, sending.without_body()
+        findings.admission = admission.without_body()
         reader = reader_for(exchange, answer)
         observer = findings.observer = Observer(reader, self._accounting.counting, account.encoding)
-        hide = UsageHider().hide if chosen.asks_usage else None
-        return answer, chosen.upstream, Accompaniment(observer, account.headers, account.entry.durable, hide)
+        hide = UsageHider().hide if sending.asks_usage else None
+        return answer, sending.upstream, Accompaniment(observer, account.headers, account.entry.durable, hide)
 
     async def _relay(
         self, exchange: Exchange, answer: Answer, upstream: Upstream, along: Accompaniment, live: Live
@@ -247,6 +251,7 @@ class Pipeline:
                 raise ConnectionResetError("the client stopped reading")
             findings.relayed = relayed
             if relayed.failure is not None:
+                answer.broke(relayed.failure)
                 findings.aborted_by = "drain" if relayed.failure is live.interruption else answer.watchdog.fired
         finally:
             if along.observer.rest is None:
@@ -288,5 +293,7 @@ class Pipeline:
 
     def _enter(self, exchange: Exchange, phase: Phase) -> None:
         left = exchange.timeline.phase
+        if phase is left:
+            return
         exchange.timeline.enter(phase)
         self._metrics.phase_entered(None if phase is Phase.DONE else phase.value, left=left.value)

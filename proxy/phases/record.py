@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from proxy.phases.forward import Answer
     from proxy.phases.observe import Observer
     from proxy.phases.relay import Relayed
-    from proxy.phases.route import Route
+    from proxy.phases.route import Sending, Target
     from proxy.phases.settle import Settlement
     from proxy.telemetry.metrics import Metrics
 
@@ -32,7 +32,8 @@ class Findings:
 
     principal: Principal | None = None
     admission: Admission | None = None
-    route: Route | None = None
+    target: Target | None = None
+    sending: Sending | None = None
     account: Account | None = None
     answer: Answer | None = None
     observer: Observer | None = None
@@ -44,6 +45,14 @@ class Findings:
     ended_in: Phase | None = None
     aborted_by: str | None = None  # client, idle, write_stall, total, drain
     fault: str | None = None  # the class of an exception that should not have been
+
+    @property
+    def upstream(self) -> str | None:
+        """Who was asked last; before that, who alone may be asked."""
+        if self.account is not None and self.account.tries:
+            return self.account.tries[-1].upstream
+        routes = self.target.model.routes if self.target is not None else ()
+        return routes[0].upstream.name if len(routes) == 1 else None
 
 
 def status_of(findings: Findings) -> int:
@@ -74,28 +83,27 @@ def record(
 
 
 def _count(exchange: Exchange, findings: Findings, metrics: Metrics, duration_s: float) -> None:
-    timeline = exchange.timeline
     observed = findings.relayed
     metrics.exchange_ended(
         key=findings.principal.key_id if findings.principal else "",
-        model=findings.route.label if findings.route else "",
+        model=findings.target.label if findings.target else "",
         endpoint=exchange.endpoint.name,
         outcome=outcome_of(findings),
         status=status_of(findings),
-        upstream=findings.route.upstream.name if findings.route else "",
+        upstream=findings.upstream or "",
         streamed=(findings.admission is not None and findings.admission.streamed)
         or (observed is not None and observed.events > 0),
         duration_s=duration_s,
         time_to_first_byte_s=since_arrival(exchange, exchange.downstream.first_byte_s),
-        overhead_s=since_arrival(exchange, timeline.forwarded_s),
+        overhead_s=exchange.timeline.overhead_s,
     )
     if findings.aborted_by is not None and findings.ended_in is not None:
         metrics.aborted(findings.ended_in.value, findings.aborted_by)
     settlement = findings.settlement
-    if settlement is not None and findings.principal is not None and findings.route is not None:
+    if settlement is not None and findings.principal is not None and findings.target is not None:
         metrics.settled(
             key=findings.principal.key_id,
-            model=findings.route.label,
+            model=findings.target.label,
             grade=settlement.grade.value,
             usage=settlement.usage,
             cost_nano_usd=settlement.cost_nano_usd,
@@ -148,14 +156,14 @@ def _log(exchange: Exchange, findings: Findings, log: structlog.typing.Filtering
         "endpoint": exchange.endpoint.name,
         "method": exchange.method,
         "client": exchange.client,
-        "model": (findings.admission.model or "")[:128] if findings.admission and findings.route else None,
-        "upstream": findings.route.upstream.name if findings.route else None,
+        "model": (findings.admission.model or "")[:128] if findings.admission and findings.target else None,
+        "upstream": findings.upstream,
         "status": status_of(findings),
         "outcome": outcome_of(findings),
         "phase": findings.ended_in.value if findings.ended_in else None,
         "attempts": findings.account.attempts if findings.account else 0,
         "duration_s": round(duration_s, 6),
-        "phases_s": {name: round(spent, 6) for name, spent in timeline.spent_s().items()},
+        "phases_s": {phase.value: round(spent, 6) for phase, spent in timeline.spent_s.items()},
         "received_bytes": exchange.body.received_bytes,
         "sent_bytes": exchange.downstream.sent_bytes,
     }
@@ -170,6 +178,9 @@ def _log(exchange: Exchange, findings: Findings, log: structlog.typing.Filtering
         fields["events"] = findings.relayed.events
     if findings.settlement is not None:
         fields |= _used(findings.settlement)
+    tries = findings.account.tries if findings.account else []
+    if len(tries) > 1:
+        fields["tries"] = [{**one._asdict(), "seconds": round(one.seconds, 6)} for one in tries]
     if findings.aborted_by is not None:
         fields["aborted_by"] = findings.aborted_by
     error = findings.error or (findings.relayed.failure if findings.relayed else None)

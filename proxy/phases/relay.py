@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from proxy.phases.exchange import Exchange
     from proxy.phases.forward import Answer
     from proxy.phases.observe import Observer
-    from proxy.phases.route import Upstream
+    from proxy.phases.upstreams import Upstream
 
 # SDKs wait for the end of the body after `[DONE]`; an upstream that holds it open is left behind after this
 _AFTER_DONE_S: Final = 1.0

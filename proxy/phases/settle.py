@@ -100,5 +100,6 @@ def enter(
             cost_nano_usd=settlement.cost_nano_usd,
             attempts=account.attempts,
             first_byte_ms=None if first_byte_s is None else round(first_byte_s * 1000),
+            upstream=account.tries[-1].upstream if account.tries else None,
         )
     )

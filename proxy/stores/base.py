@@ -33,7 +33,10 @@ class Opened:
 
 @dataclass(frozen=True, slots=True)
 class Settled:
-    """How the exchange ended and what it used. `first_byte_ms` counts from the start; None if none went downstream."""
+    """How the exchange ended and what it used. `first_byte_ms` counts from the start; None if none went downstream.
+
+    `upstream` is the one that was asked last, where it is another than the one that was expected at the opening.
+    """
 
     ended_ms: int
     status: int
@@ -43,6 +46,7 @@ class Settled:
     cost_nano_usd: int
     attempts: int
     first_byte_ms: int | None
+    upstream: str | None = None
 
 
 class LedgerProblem(Exception):  # noqa: N818 - it is the operator's to solve, and is shown as it is

@@ -33,6 +33,7 @@ _COLUMNS: Final = tuple(EXCHANGES.c)
 _NAMES: Final = tuple(column.name for column in _COLUMNS)
 _SETTLED: Final = _NAMES[_NAMES.index("ended_ms") :]
 _NOTHING: Final = (None,) * len(_SETTLED)
+_REPLACED: Final = ("upstream", *_SETTLED)
 
 # Figures come from upstreams. No answer has a trillion tokens or costs a million dollars, and sums of what passes
 # here stay within the databases' 64 bits.
@@ -54,19 +55,20 @@ class Row:
 
     def values(self, worker: str) -> tuple[object, ...]:
         """What the table's columns take, in their order; clean, whatever clients and upstreams sent."""
-        opened = self.opened
+        opened, settled = self.opened, self.settled
+        upstream = opened.upstream if settled is None or settled.upstream is None else settled.upstream
         return (
             opened.id,
             worker,
             _text(opened.key_id),
             _text(opened.endpoint),
             _text(opened.model),
-            _text(opened.upstream),
+            _text(upstream),
             opened.streamed,
             opened.started_ms,
             _within(opened.reserved_tokens, _MOST_TOKENS),
             _within(opened.reserved_nano_usd, _MOST_NANO_USD),
-            *(_NOTHING if self.settled is None else _settled(self.settled)),
+            *(_NOTHING if settled is None else _settled(settled)),
         )
 
 
@@ -160,7 +162,7 @@ def _on_conflict(insert: Any) -> sa.Insert:
     excluded = insert.excluded
     statement: sa.Insert = insert.on_conflict_do_update(
         index_elements=[EXCHANGES.c.id],
-        set_={name: excluded[name] for name in _SETTLED},
+        set_={name: excluded[name] for name in _REPLACED},
         where=excluded.ended_ms.is_not(None),
     )
     return statement

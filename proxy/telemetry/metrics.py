@@ -21,6 +21,7 @@ from proxy import __version__
 from proxy.core.ratelimit import window_name
 from proxy.telemetry.label_sets import Children
 from proxy.telemetry.loop_lag import EventLoopLag
+from proxy.telemetry.routing import RoutingMetrics
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -63,10 +64,11 @@ class Metrics:
         # `_created` samples would double the series of every counter, and nothing here reads them
         disable_created_metrics()  # type: ignore[no-untyped-call]  # the library left it unannotated
         self._registry = registry
+        self.routing = RoutingMetrics(registry)
         ProcessCollector(registry=registry)
         GCCollector(registry=registry)
         self._define_exchanges()
-        self._define_upstreams()
+        self._define_backpressure()
         self._define_accounting()
         self._define_quotas()
         lag = "How late a timer of the event loop fired."
@@ -102,8 +104,7 @@ class Metrics:
             "sluice_auth_failures_total", "Requests without a good key, by how they were answered.", ("result",)
         )
 
-    def _define_upstreams(self) -> None:
-        self._attempts = self._counter("sluice_upstream_attempts_total", "Tries at upstreams.", ("upstream", "result"))
+    def _define_backpressure(self) -> None:
         self._pauses = self._counter(
             "sluice_backpressure_pauses_total", "Times a slow client made an upstream wait.", ("upstream",)
         )
@@ -201,10 +202,6 @@ class Metrics:
     def auth_failed(self, result: str) -> None:
         """Count a request without a good key, by its answer: refused (401) or throttled (429)."""
         self._auth_failures(result).inc()
-
-    def attempted(self, upstream: str, result: str) -> None:
-        """Count one try at an upstream, by what came of it."""
-        self._attempts(upstream, result).inc()
 
     def backpressure(self, upstream: str, pauses: int, seconds: float) -> None:
         """Add what one exchange made its upstream wait."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 from proxy.core.errors import BAD_REQUEST, INTERNAL, UPSTREAM_STALE, UPSTREAM_TIMEOUT, ProxyError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterable, AsyncIterator, Callable
 
     from proxy.tasks import BackgroundTasks
     from proxy.upstream.connection import UpstreamConnection
@@ -36,7 +36,7 @@ class UpstreamRequest:
     method: bytes
     target: bytes = field(repr=False)  # a configured query may hold a credential
     headers: list[tuple[bytes, bytes]] = field(repr=False)
-    body: bytes | AsyncIterator[bytes] = field(default=b"", repr=False)
+    body: bytes | AsyncIterable[bytes] = field(default=b"", repr=False)
     content_length: int | None = None
 
 
@@ -257,7 +257,7 @@ async def _upload(
 
 
 async def _send_body(
-    connection: UpstreamConnection, body: AsyncIterator[bytes], length_bytes: int | None, timer: _SilenceTimer
+    connection: UpstreamConnection, body: AsyncIterable[bytes], length_bytes: int | None, timer: _SilenceTimer
 ) -> None:
     """Send all of `body` with back-pressure, chunked without a length (RFC 9112 section 7.1).
 

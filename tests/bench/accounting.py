@@ -20,7 +20,6 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Final, cast
 
 import uvloop
@@ -38,6 +37,7 @@ from proxy.phases.forward import Answer, AnswerKind
 from proxy.phases.observe import Counting, Observer
 from proxy.phases.quotas import Quotas
 from proxy.phases.relay import Accompaniment, relay
+from proxy.phases.route import Model, Route, Target
 from proxy.phases.settle import enter, settle
 from proxy.stores.base import Opened, Settled
 from proxy.stores.database import migrate, open_database
@@ -47,6 +47,7 @@ from proxy.telemetry.metrics import Metrics
 from proxy.tokenizers import installed, load
 from tests.fakes.arrived import arrived, principal
 from tests.fakes.peers import FakeDownstream, FakeStream, exchange
+from tests.fakes.routes import upstream
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -190,9 +191,7 @@ class Exchanges:
         self._accounting = Accounting(
             quotas=quotas, ledger=ledger, prices=self._prices, counting=counting, clock=time.time
         )
-        model = SimpleNamespace(encoding=None, max_output_tokens=4096)
-        upstream = SimpleNamespace(name="openai")
-        self._route = cast("Any", SimpleNamespace(model=model, served="gpt-4o-mini", upstream=upstream))
+        self._target = Target("gpt-4o*", Model((Route(upstream("openai")),), max_output_tokens=4096))
         self._admission = Admission(principal(), "gpt-4o-mini", streamed=True, body=BODY)
         self._numbers = itertools.count()
         self.seen: dict[str, list[float]] = {}
@@ -205,14 +204,14 @@ class Exchanges:
 
     def round(self) -> None:
         """Begin and end some exchanges, and do each part of it by itself."""
-        accounting, admission, route = self._accounting, self._admission, self._route
+        accounting, admission, target = self._accounting, self._admission, self._target
         price = self._prices.find("gpt-4o-mini", "gpt-4o-mini")
         assert price is not None
         coming = [self._arrived() for _ in range(EXCHANGES_A_ROUND)]
         opened: list[Account] = []
 
         def begin() -> None:
-            opened.append(run_now(accounting.open(coming.pop(), admission, route)))
+            opened.append(run_now(accounting.open(coming.pop(), admission, target)))
 
         self._measure("account.open", begin)
         settled = [settle(account, Observation(Grade.EXACT, USAGE)) for account in opened]

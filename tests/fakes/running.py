@@ -18,6 +18,7 @@ import msgspec
 from prometheus_client import CollectorRegistry
 
 from proxy.config.settings import (
+    BreakerConfig,
     Config,
     KeyConfig,
     LedgerConfig,
@@ -25,6 +26,7 @@ from proxy.config.settings import (
     ModelConfig,
     OpsConfig,
     PlanConfig,
+    RetriesConfig,
     ServerConfig,
 )
 from proxy.config.upstreams import UpstreamConfig
@@ -117,6 +119,11 @@ class Running:
         return sum(sample.value for sample in samples)
 
 
+# what most tests show is what becomes of one attempt at an upstream
+ONCE = RetriesConfig(attempts=1)
+NEVER_OPEN = BreakerConfig(failures=1_000_000, least_results=1_000_000)
+
+
 def upstream_config(url: str, **settings: Any) -> UpstreamConfig:
     """An upstream with a key of its own unless `auth` says otherwise."""
     if settings.get("auth", "bearer") in ("bearer", "api-key"):
@@ -175,7 +182,7 @@ async def running(
             keys=(KeyConfig(id="team-a", secret=Secret(KEY)),) if keys is None else keys,
             ledger=LedgerConfig(url=SecretUrl(url)),
             log=msgspec.convert({"level": log_level}, LogConfig),
-            **(settings or {}),
+            **{"retries": ONCE, "breaker": NEVER_OPEN, **(settings or {})},
         )
         pipe = _Pipe()
         writer = LogWriter(pipe)

@@ -15,13 +15,14 @@ from proxy.config.values import Secret
 from proxy.core.patterns import PatternTable
 from proxy.phases import models as models_phase
 from proxy.phases.models import Catalogue
-from proxy.phases.route import ModelRoute, Router
+from proxy.phases.route import Router
 from proxy.tasks import BackgroundTasks
 from tests.fakes.answering import AnsweringUpstream, response
 from tests.fakes.arrived import arrived, principal
 from tests.fakes.client import RecordingClient
 from tests.fakes.raw_upstream import FullListener, RawUpstream
 from tests.fakes.refusals import Row, assert_refused
+from tests.fakes.routes import model, upstream
 from tests.fakes.running import KEY, UPSTREAM_KEY, running, upstream_config
 from tests.fakes.stage import stage
 from tests.fakes.waiting import until
@@ -283,9 +284,9 @@ async def test_names_an_upstream_lists_but_does_not_serve_are_not_shown() -> Non
 @pytest.mark.parametrize("wanted", ["m", "a/b", "a%2Fb"])
 async def test_one_model_has_the_shape_of_the_list(wanted: str) -> None:
     routes: Iterable[str] = ("m", "a/b")
-    upstream: Any = None  # nothing is asked: both names are configured
-    table = {name: ModelRoute(upstream) for name in routes}
-    catalogue = Catalogue(Router(upstream, PatternTable(table), table), BackgroundTasks())
+    at = upstream()  # nothing is asked: both names are configured
+    table = {name: model(at) for name in routes}
+    catalogue = Catalogue(Router(at, PatternTable(table), table), BackgroundTasks())
     alone = json.loads(await catalogue.answer(arrived(method="GET", path=f"/models/{wanted}"), principal()))
     everything = json.loads(await catalogue.answer(arrived(method="GET", path="/models"), principal()))
     assert alone in everything["data"]

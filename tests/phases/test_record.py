@@ -15,10 +15,12 @@ from proxy.phases.admit import Admission
 from proxy.phases.exchange import Phase
 from proxy.phases.record import Findings, outcome_of, record, status_of
 from proxy.phases.relay import Relayed
+from proxy.phases.route import Target
 from proxy.phases.settle import Settlement
 from proxy.telemetry.metrics import Metrics
 from tests.fakes.accounts import account
 from tests.fakes.arrived import arrived, principal
+from tests.fakes.routes import model, upstream
 
 if TYPE_CHECKING:
     from proxy.phases.exchange import Exchange
@@ -45,8 +47,8 @@ def answered(status: int) -> Any:
     return SimpleNamespace(stream=SimpleNamespace(head=head, received_bytes=11, reused=True))
 
 
-def routed() -> Any:
-    return SimpleNamespace(upstream=SimpleNamespace(name="up"), label="gpt-*")
+def target() -> Target:
+    return Target("gpt-*", model(upstream()))
 
 
 def recorded(findings: Findings, exchange: Exchange | None = None) -> tuple[Line, CollectorRegistry]:
@@ -90,7 +92,7 @@ def test_a_fault_is_a_warning_with_its_class() -> None:
 
 def test_the_log_names_the_model_and_the_metrics_its_pattern() -> None:
     admission = Admission(principal(), "gpt-4o-mini", streamed=True, body=b"")
-    found = Findings(principal=principal(), admission=admission, route=routed(), answer=answered(200))
+    found = Findings(principal=principal(), admission=admission, target=target(), answer=answered(200))
     line, registry = recorded(found)
     assert (line.fields["model"], line.fields["key_id"], line.fields["upstream"]) == ("gpt-4o-mini", "team-a", "up")
     labels = {"key": "team-a", "model": "gpt-*", "endpoint": "chat/completions", "outcome": "ok", "status": "200"}
@@ -108,7 +110,7 @@ def test_a_model_nobody_knows_is_in_neither() -> None:
 
 def test_a_long_model_name_is_cut() -> None:
     admission = Admission(principal(), "m" * 5000, streamed=False, body=b"")
-    line, _ = recorded(Findings(admission=admission, route=routed(), answer=answered(200)))
+    line, _ = recorded(Findings(admission=admission, target=target(), answer=answered(200)))
     assert line.fields["model"] == "m" * 128
 
 
@@ -122,16 +124,18 @@ def test_our_messages_about_upstreams_are_shown_and_those_about_clients_are_not(
 
 def test_times_are_those_of_the_phases() -> None:
     exchange = arrived()
-    for phase in (Phase.ADMIT, Phase.ROUTE, Phase.FORWARD, Phase.DONE):
+    for phase in (Phase.ADMIT, Phase.ROUTE, Phase.QUEUE, Phase.FORWARD, Phase.QUEUE, Phase.FORWARD, Phase.DONE):
         exchange.timeline.enter(phase)
-    marks = exchange.timeline.began_s
-    for number, phase in enumerate(marks):
-        marks[phase] = 100.0 + number * number  # seconds: 0, 1, 4, 9, 16
+    assert exchange.timeline.overhead_s is not None
+    assert 0 < exchange.timeline.overhead_s <= sum(exchange.timeline.spent_s.values())
+    assert list(exchange.timeline.spent_s) == [Phase.AUTHENTICATE, Phase.ADMIT, Phase.ROUTE, Phase.QUEUE, Phase.FORWARD]
+    exchange.timeline.spent_s.update({phase: 2.0 * n for n, phase in enumerate(exchange.timeline.spent_s)})
+    exchange.timeline.overhead_s = 9.0
     tried = account()
     tried.attempts = 1
     found = Findings(error=FAILED, ended_in=Phase.FORWARD, aborted_by="idle", account=tried)
     line, registry = recorded(found, exchange)
-    assert line.fields["phases_s"] == {"authenticate": 1.0, "admit": 3.0, "route": 5.0, "forward": 7.0}
+    assert line.fields["phases_s"] == {"authenticate": 0.0, "admit": 2.0, "route": 4.0, "queue": 6.0, "forward": 8.0}
     assert (line.fields["phase"], line.fields["attempts"], line.fields["aborted_by"]) == ("forward", 1, "idle")
     overhead = registry.get_sample_value("sluice_overhead_seconds_sum", {"endpoint": "chat/completions"})
     assert overhead == 9.0
@@ -166,7 +170,7 @@ def test_why_an_upstream_failed_is_said_without_what_others_wrote(cause: Excepti
 def test_what_is_charged_is_in_the_line_and_the_metrics() -> None:
     usage = Usage(100, 50, cached_tokens=40, reasoning_tokens=20, audio_s=1.5)
     settlement = Settlement(Grade.COUNTED, usage, 1_250_000_000, is_priced=True)
-    found = Findings(principal=principal(), route=routed(), settlement=settlement, answer=answered(200))
+    found = Findings(principal=principal(), target=target(), settlement=settlement, answer=answered(200))
     line, registry = recorded(found)
     charged = {"grade": "counted", "input_tokens": 100, "output_tokens": 50, "cached_tokens": 40, "cost_usd": 1.25}
     assert charged.items() <= line.fields.items()
@@ -184,5 +188,5 @@ def test_what_is_charged_is_in_the_line_and_the_metrics() -> None:
 
 def test_what_nobody_knows_a_price_of_is_counted() -> None:
     settlement = Settlement(Grade.EXACT, Usage(1, 1), 0, is_priced=False)
-    _, registry = recorded(Findings(principal=principal(), route=routed(), settlement=settlement))
+    _, registry = recorded(Findings(principal=principal(), target=target(), settlement=settlement))
     assert registry.get_sample_value("sluice_unpriced_exchanges_total", {"model": "gpt-*"}) == 1

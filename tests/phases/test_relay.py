@@ -23,7 +23,7 @@ from tests.fakes.recordings import DONE, FINISH, RECORDINGS, ROLE, delta, respon
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from proxy.phases.route import Upstream
+    from proxy.phases.upstreams import Upstream
     from proxy.upstream.attempt import UpstreamStream
 
 _UPSTREAM = cast("Upstream", SimpleNamespace(secrets=(b"sk-up-1", b"sk-up-2")))

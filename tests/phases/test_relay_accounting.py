@@ -20,7 +20,7 @@ from tests.fakes.recordings import DONE, FINISH, OPENAI, ROLE, delta
 from tests.fakes.usage_recordings import event, plain, said
 
 if TYPE_CHECKING:
-    from proxy.phases.route import Upstream
+    from proxy.phases.upstreams import Upstream
     from proxy.upstream.attempt import UpstreamStream
 
 UNRECORDED = errors.ProxyError(errors.STORE_UNAVAILABLE, "The ledger cannot be written.")

@@ -2,43 +2,30 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from proxy.core import errors
 from proxy.core.patterns import PatternTable
 from proxy.phases.admit import Admission
-from proxy.phases.route import ModelRoute, Route, Router, Timeouts, Upstream, route
+from proxy.phases.route import Model, Router, Sending, find, write
 from tests.fakes.arrived import CHAT, RESPONSES, SECRET, STATEFUL, UPLOAD, arrived, principal
+from tests.fakes.routes import model, upstream
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
 
     from proxy.core.headers import RawHeaders
     from proxy.phases.exchange import Exchange
+    from proxy.phases.upstreams import Upstream
 
 VIA = b"1.1 sluice-test"
 BODY = b'{ "model" :"asked", "n":1.0 }'
 OURS = (b"Authorization", b"Bearer " + SECRET)
 
 
-def upstream(name: str = "up", **settings: Any) -> Upstream:
-    defaults: dict[str, Any] = {
-        "pool": cast("Any", None),  # nothing is sent
-        "host_header": b"upstream.test",
-        "base_path": "/v1",
-        "auth": "bearer",
-        "api_keys": [b"k1", b"k2"],
-        "extra_headers": [],
-        "query": {},
-        "secrets": [],
-        "timeouts": Timeouts(None, None, None),
-    }
-    return Upstream(name, **{**defaults, **settings})
-
-
-def router(routes: Mapping[str, ModelRoute] | None = None, default: Upstream | None = None) -> Router:
+def router(routes: Mapping[str, Model] | None = None, default: Upstream | None = None) -> Router:
     return Router(default or upstream(), PatternTable(routes or {}), routes or {})
 
 
@@ -46,17 +33,19 @@ def admitted(model: str | None = "asked", body: bytes = BODY, **more: Any) -> Ad
     return Admission(principal(), model, streamed=False, body=body, **more)
 
 
-def routed(exchange: Exchange | None = None, admission: Admission | None = None, by: Router | None = None) -> Route:
-    return route(exchange or arrived(), admission or admitted(), by or router(), VIA)
+def routed(exchange: Exchange | None = None, admission: Admission | None = None, by: Router | None = None) -> Sending:
+    exchange, admission = exchange or arrived(), admission or admitted()
+    route = find(exchange, admission, by or router()).model.routes[0]
+    return write(exchange, admission, route, 0, VIA)
 
 
-def sent_headers(chosen: Route) -> dict[bytes, bytes]:
+def sent_headers(chosen: Sending) -> dict[bytes, bytes]:
     headers = {name.lower(): value for name, value in chosen.request.headers}
     assert len(headers) == len(chosen.request.headers), "a header went up twice"
     return headers
 
 
-async def body_of(chosen: Route) -> bytes:
+async def body_of(chosen: Sending) -> bytes:
     body = chosen.request.body
     return body if isinstance(body, bytes) else b"".join([piece async for piece in body])
 
@@ -67,19 +56,19 @@ async def pieces(*parts: bytes) -> AsyncIterator[bytes]:
 
 
 def test_without_models_every_model_goes_to_the_default_under_one_label() -> None:
-    chosen = routed()
-    assert (chosen.upstream.name, chosen.label, chosen.request.body) == ("up", "*", BODY)
+    assert find(arrived(), admitted(), router()).label == "*"
+    assert (routed().upstream.name, routed().request.body) == ("up", BODY)
 
 
 def test_the_most_specific_pattern_wins_and_is_the_label() -> None:
     upstreams = {name: upstream(name) for name in ("a", "b", "c")}
     routes = {
-        "gpt-*": ModelRoute(upstreams["a"]),
-        "gpt-4o*": ModelRoute(upstreams["b"]),
-        "gpt-4o": ModelRoute(upstreams["c"]),
+        "gpt-*": model(upstreams["a"]),
+        "gpt-4o*": model(upstreams["b"]),
+        "gpt-4o": model(upstreams["c"]),
     }
     found = {name: router(routes).find(name) for name in ("gpt-3", "gpt-4o-mini", "gpt-4o", "o1")}
-    assert {name: hit and (hit[0], hit[1].upstream.name) for name, hit in found.items()} == {
+    assert {name: hit and (hit.label, hit.model.routes[0].upstream.name) for name, hit in found.items()} == {
         "gpt-3": ("gpt-*", "a"),
         "gpt-4o-mini": ("gpt-4o*", "b"),
         "gpt-4o": ("gpt-4o", "c"),
@@ -92,14 +81,14 @@ def test_the_most_specific_pattern_wins_and_is_the_label() -> None:
 )
 def test_an_unknown_model_is_not_found(endpoint: Any, kind: errors.ErrorKind) -> None:
     with pytest.raises(errors.ProxyError) as caught:
-        routed(arrived(endpoint), by=router({"other": ModelRoute(upstream())}))
+        routed(arrived(endpoint), by=router({"other": model(upstream())}))
     assert caught.value.kind is kind
 
 
 def test_without_a_model_the_default_upstream_is_asked() -> None:
-    by = router({"other": ModelRoute(upstream("b"))}, default=upstream("a"))
-    chosen = routed(arrived(STATEFUL, path="/files", method="GET"), admitted(None, b"", rest=pieces()), by)
-    assert (chosen.upstream.name, chosen.label) == ("a", "")
+    by = router({"other": model(upstream("b"))}, default=upstream("a"))
+    target = find(arrived(STATEFUL, path="/files", method="GET"), admitted(None, b"", rest=pieces()), by)
+    assert (target.model.routes[0].upstream.name, target.label) == ("a", "")
 
 
 @pytest.mark.parametrize(
@@ -144,10 +133,11 @@ def test_the_upstream_gets_its_credential_and_not_ours(
     assert found == ([expected] if expected else [])
 
 
-def test_several_keys_are_used_in_turn() -> None:
-    by = router()
-    used = [sent_headers(routed(by=by))[b"authorization"] for _ in range(3)]
-    assert used == [b"Bearer k1", b"Bearer k2", b"Bearer k1"]
+def test_of_several_keys_the_one_at_the_place_is_used() -> None:
+    exchange, admission = arrived(), admitted()
+    route = router().default.routes[0]
+    used = [sent_headers(write(exchange, admission, route, place, VIA))[b"authorization"] for place in (0, 1)]
+    assert used == [b"Bearer k1", b"Bearer k2"]
 
 
 @pytest.mark.parametrize("ours", [b"authorization", b"api-key"])
@@ -190,9 +180,9 @@ def test_an_inflated_body_goes_up_without_its_encoding() -> None:
 
 async def test_a_renamed_model_changes_its_value_and_nothing_else() -> None:
     asked = admitted(model_span=(11, 18))
-    by = router({"as*": ModelRoute(upstream(), "org/r\u00e9al")})
+    by = router({"as*": model(upstream(), "org/r\u00e9al")})
     assert await body_of(routed(admission=asked, by=by)) == '{ "model" :"org/r\u00e9al", "n":1.0 }'.encode()
-    same = router({"as*": ModelRoute(upstream(), "asked")})
+    same = router({"as*": model(upstream(), "asked")})
     assert await body_of(routed(admission=asked, by=same)) == BODY
 
 
@@ -201,7 +191,7 @@ async def test_a_renamed_model_in_an_upload_changes_its_length_too() -> None:
     span = (len(start), len(start) + 5)
     admission = admitted("asked", start + b"asked\r\n", rest=pieces(b"--b", b"--\r\n"), model_span=span)
     exchange = arrived(UPLOAD, pieces=[b"read elsewhere"], announced=len(start) + 14)
-    chosen = routed(exchange, admission, router({"asked": ModelRoute(upstream(), "longer-name")}))
+    chosen = routed(exchange, admission, router({"asked": model(upstream(), "longer-name")}))
     assert await body_of(chosen) == start + b"longer-name\r\n--b--\r\n"
     assert chosen.request.content_length == len(start) + 14 + 6
 
@@ -211,7 +201,9 @@ async def test_a_streamed_body_keeps_its_length_or_its_chunks() -> None:
         exchange = arrived(UPLOAD, pieces=[b"x"], announced=announced)
         chosen = routed(exchange, admitted(None, b"", rest=pieces(b"a", b"b")))
         assert chosen.request.content_length == announced
+        assert not chosen.is_spent
         assert await body_of(chosen) == b"ab"
+        assert chosen.is_spent
 
 
 @pytest.mark.parametrize("method", ["GET", "DELETE", "POST"])

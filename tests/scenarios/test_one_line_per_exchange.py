@@ -261,7 +261,7 @@ async def test_a_fault_of_our_own_is_one_line(monkeypatch: pytest.MonkeyPatch) -
     def fail(*_: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(pipeline, "route", fail)
+    monkeypatch.setattr(pipeline, "find", fail)
     async with stage() as (_, proxy, client):
         assert (await client.ask("POST", CHAT, GOOD)).status == 500
         line = await proxy.exchange()

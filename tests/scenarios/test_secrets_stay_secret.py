@@ -181,7 +181,7 @@ async def test_a_fault_of_our_own_is_logged_with_its_place_and_without_its_words
     def fail(*_: object) -> None:
         raise ValueError(f"{PROMPT} {CLIENT_KEY} {UPSTREAM_KEY}") from KeyError(COMPLETION)
 
-    monkeypatch.setattr(pipeline, "route", fail)
+    monkeypatch.setattr(pipeline, "find", fail)
     async with secretive("debug") as proxy, await RecordingClient.connect(proxy.port) as client:
         got = await client.ask("POST", CHAT, asked("plain"), key=CLIENT_KEY)
         assert (got.status, got.error["code"]) == (500, "internal_error")
@@ -213,11 +213,11 @@ async def test_no_object_shows_a_secret_when_it_is_printed(monkeypatch: pytest.M
     seen: list[object] = []
 
     def keep(exchange: Exchange, findings: Findings, *rest: Any) -> None:
-        seen.extend((exchange, findings, findings.principal, findings.admission, findings.route, findings.answer))
+        seen.extend((exchange, findings, findings.principal, findings.admission, findings.sending, findings.answer))
         seen.extend((findings.relayed, findings.account, findings.observer, findings.settlement))
         seen.extend((findings.error, exchange.downstream, exchange.body))
-        if findings.route is not None:
-            seen.extend((findings.route.request, findings.route.upstream))
+        if findings.sending is not None:
+            seen.extend((findings.sending.request, findings.sending.upstream))
         if findings.answer is not None:
             seen.extend((findings.answer.stream, findings.answer.watchdog))
         record(exchange, findings, *rest)

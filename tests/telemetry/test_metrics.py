@@ -85,7 +85,7 @@ def use_everything(metrics: Metrics) -> None:
     end_exchange(metrics)
     metrics.phase_entered("relay")
     metrics.aborted("relay", "client")
-    metrics.attempted("openai", "2xx")
+    metrics.routing.attempted("openai", "2xx")
     metrics.auth_failed("refused")
     metrics.backpressure("openai", 3, 1.5)
     metrics.watch_log(Log())
@@ -155,12 +155,12 @@ def test_label_sets_past_the_cap_count_together(monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setattr(module, "_MAX_COUNTER_LABEL_SETS", 3)
     metrics = Metrics(registry)
     for number in range(10):
-        metrics.attempted(f"upstream-{number}", "2xx")
-    metrics.attempted("upstream-0", "2xx")
-    name = "sluice_upstream_attempts_total"
-    assert registry.get_sample_value(name, {"upstream": "upstream-0", "result": "2xx"}) == 2
-    assert registry.get_sample_value(name, {"upstream": "upstream-3", "result": "2xx"}) is None
-    assert registry.get_sample_value(name, {"upstream": OVERFLOW, "result": OVERFLOW}) == 7
+        metrics.aborted(f"phase-{number}", "client")
+    metrics.aborted("phase-0", "client")
+    name = "sluice_aborts_total"
+    assert registry.get_sample_value(name, {"phase": "phase-0", "by": "client"}) == 2
+    assert registry.get_sample_value(name, {"phase": "phase-3", "by": "client"}) is None
+    assert registry.get_sample_value(name, {"phase": OVERFLOW, "by": OVERFLOW}) == 7
 
 
 def test_what_the_log_dropped_is_read_when_asked(metrics: Metrics, registry: CollectorRegistry) -> None:
@@ -198,7 +198,7 @@ def test_rendering_while_label_sets_are_added_fails_on_neither_side(metrics: Met
 
     def add() -> None:
         for number in range(2_000):
-            metrics.attempted(f"upstream-{number}", "2xx")
+            metrics.routing.attempted(f"upstream-{number}", "2xx")
         done.set()
 
     adder = threading.Thread(target=add)

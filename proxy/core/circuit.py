@@ -1,0 +1,143 @@
+"""The circuit of an upstream or a store: one that keeps failing is left alone, and asked now and then whether it works.
+
+Closed, everybody may ask. It opens after failures in a row (Envoy's consecutive errors, as when a server is down) or
+when most of many recent results were failures (Envoy's failure percentage, as when a part of its replicas is). Open,
+nobody may, for a cool-down. Then it is half open: one may ask, and its result closes or opens it again, for longer.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import Final
+
+from proxy.core.recent import Recent
+
+WINDOW_S: Final = 10
+JITTER_SHARE: Final = 0.25
+PROBE_WAIT_S: Final = 1.0
+"""What those are told to wait who come while one asks: its result is due at any time."""
+
+
+class State(enum.IntEnum):
+    """The values of the gauge `sluice_upstream_circuit`."""
+
+    CLOSED = 0
+    HALF_OPEN = 1
+    OPEN = 2
+
+
+class Ticket:
+    """Permission to ask. Whoever has it reports what came of it, or that it was abandoned."""
+
+    __slots__ = ("opened",)
+
+    def __init__(self, opened: int) -> None:
+        self.opened = opened  # how often the circuit had opened by then
+
+
+class Circuit:
+    """Opens after `failures` in a row, or when at least `failure_share` of at least `least_results` lately failed.
+
+    It stays open for `cooldown_s`, and twice as long each time, `max_cooldown_s` at most, until it has stayed closed
+    for as long as it was last open. Times are in seconds of any clock that does not go back. "Lately" is the last
+    `WINDOW_S` seconds.
+    """
+
+    def __init__(
+        self,
+        *,
+        failures: int,
+        cooldown_s: float,
+        max_cooldown_s: float,
+        failure_share: float = 0.5,
+        least_results: int = 20,
+    ) -> None:
+        self._most_in_row = failures
+        self._first_cooldown_s = cooldown_s
+        self._max_cooldown_s = max_cooldown_s
+        self._failure_share = failure_share
+        self._least_results = least_results
+        self._in_row = 0
+        self._results = Recent(WINDOW_S)
+        self._failures = Recent(WINDOW_S)
+        self._opened = 0
+        self._until_s: float | None = None  # None: closed
+        self._probe: Ticket | None = None
+        self._cooldown_s = 0.0  # the last one; 0 once it is forgotten
+        self._closed_at_s = 0.0
+
+    @property
+    def is_open(self) -> bool:
+        """It has opened, and nobody has succeeded since."""
+        return self._until_s is not None
+
+    def state(self, now_s: float) -> State:
+        """Where it stands."""
+        if self._until_s is None:
+            return State.CLOSED
+        return State.OPEN if now_s < self._until_s else State.HALF_OPEN
+
+    def admits(self, now_s: float) -> bool:
+        """Whether `enter` would let someone pass; changes nothing."""
+        return self._until_s is None or (now_s >= self._until_s and self._probe is None)
+
+    def enter(self, now_s: float) -> Ticket | None:
+        """Permission to ask; None for none. While half open, one has it at a time."""
+        if not self.admits(now_s):
+            return None
+        ticket = Ticket(self._opened)
+        if self._until_s is not None:
+            self._probe = ticket
+        return ticket
+
+    def retry_in_s(self, now_s: float) -> float:
+        """How long nobody may ask; 0 if someone may. `PROBE_WAIT_S` at least while it is being tried."""
+        if self.admits(now_s) or self._until_s is None:
+            return 0.0
+        return PROBE_WAIT_S if self._probe is not None else self._until_s - now_s
+
+    def succeeded(self, ticket: Ticket, now_s: float) -> None:
+        """It works. Nothing of those who entered before it opened: what they tell is older than that."""
+        if ticket is self._probe:
+            self._probe = self._until_s = None
+            self._closed_at_s = now_s
+            self._results.clear()
+            self._failures.clear()
+        if self._counts(ticket):
+            self._in_row = 0
+            self._results.add(now_s)
+
+    def failed(self, ticket: Ticket | None, now_s: float, jitter: float = 0.0) -> None:
+        """It failed; also after it had `succeeded`, where an answer broke off.
+
+        `ticket` None is one who entered since it closed. `jitter`, in [0, 1), shortens the cool-down by up to a
+        quarter, so that those who saw the same failure do not all ask again at once.
+        """
+        if ticket is not None and ticket is self._probe:
+            self._open(now_s, jitter)
+        elif self._counts(ticket):
+            self._in_row += 1
+            self._results.add(now_s)
+            self._failures.add(now_s)
+            if self._in_row >= self._most_in_row or self._mostly_fails(now_s):
+                self._open(now_s, jitter)
+
+    def abandoned(self, ticket: Ticket) -> None:
+        """Nothing was learned: the client left. The next one may ask. After a result it changes nothing."""
+        if ticket is self._probe:
+            self._probe = None
+
+    def _counts(self, ticket: Ticket | None) -> bool:
+        return self._until_s is None and (ticket is None or ticket.opened == self._opened)
+
+    def _mostly_fails(self, now_s: float) -> bool:
+        results = self._results.total(now_s)
+        return results >= self._least_results and self._failures.total(now_s) >= self._failure_share * results
+
+    def _open(self, now_s: float, jitter: float) -> None:
+        if self._until_s is None and now_s - self._closed_at_s >= self._cooldown_s:
+            self._cooldown_s = 0.0
+        self._cooldown_s = min(max(2 * self._cooldown_s, self._first_cooldown_s), self._max_cooldown_s)
+        self._until_s = now_s + self._cooldown_s * (1 - JITTER_SHARE * jitter)
+        self._probe = None
+        self._opened += 1

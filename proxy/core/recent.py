@@ -1,0 +1,48 @@
+"""How many of something there were lately, in constant time and space."""
+
+from __future__ import annotations
+
+from typing import Final
+
+STEP_S: Final = 1.0
+
+
+class Recent:
+    """A count over the last `steps` seconds, of which the first and the last are not whole.
+
+    What it counts came less than `steps` seconds ago, and all is counted that came at most `steps - 1` seconds ago.
+    Times are of a clock that does not go back.
+    """
+
+    __slots__ = ("_counts", "_step", "_total")
+
+    def __init__(self, steps: int) -> None:
+        self._counts = [0] * steps
+        self._step = 0
+        self._total = 0
+
+    def add(self, now_s: float) -> None:
+        """One more."""
+        self._advance(now_s)
+        self._counts[self._step % len(self._counts)] += 1
+        self._total += 1
+
+    def total(self, now_s: float) -> int:
+        """How many there are."""
+        self._advance(now_s)
+        return self._total
+
+    def clear(self) -> None:
+        """Start again."""
+        self._counts = [0] * len(self._counts)
+        self._total = 0
+
+    def _advance(self, now_s: float) -> None:
+        step = int(now_s // STEP_S)
+        if step <= self._step:
+            return
+        for passed in range(max(self._step + 1, step - len(self._counts) + 1), step + 1):
+            index = passed % len(self._counts)
+            self._total -= self._counts[index]
+            self._counts[index] = 0
+        self._step = step

@@ -1,0 +1,297 @@
+"""Give exchanges a place at an upstream: choose among the routes, or wait in the fair queue until one is free.
+
+All of it happens within turns of the event loop: between looking and taking nobody else can take.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+from proxy.core import errors
+from proxy.core.balance import choose
+from proxy.core.fair_queue import FairQueue
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from proxy.core.circuit import Ticket
+    from proxy.phases.route import Route
+    from proxy.phases.upstreams import Upstream
+    from proxy.telemetry.routing import RoutingMetrics
+
+# an upstream that says so is overloaded or broken; a 429 is about a key
+_FAILED_STATUSES: Final = frozenset({500, 502, 503, 504, 529})
+_LEAST_RETRY_S: Final = 1.0
+_MOST_RETRY_S: Final = 60.0
+_DRAINED_RETRY_S: Final = 10.0  # when an operator lets it back is not known
+_NEWEST_SHARE: Final = 0.1  # of the last exchange in the average time that an upstream holds one
+
+
+@dataclass(slots=True)
+class Ask:
+    """What an exchange wants: a place on one of `routes`, rather on none of the `tried`.
+
+    `waits` is called when it has to wait. `spends`: an upstream that fails at present may
+    only be asked within its retry budget, because one has worked on it in vain already.
+    """
+
+    key_id: str
+    weight: float
+    size_bytes: int
+    routes: Sequence[Route]
+    waits: Callable[[], None]
+    tried: set[Route] = field(default_factory=set)
+    spends: bool = False
+
+
+class Place:
+    """A turn at an upstream, from before it is asked until its answer is over. Whoever holds it calls `leave`."""
+
+    __slots__ = ("_balancer", "_taken_s", "_ticket", "api_key", "route")
+
+    def __init__(self, balancer: Balancer, route: Route, ticket: Ticket, api_key: int, taken_s: float) -> None:
+        self.route = route
+        self.api_key = api_key
+        self._balancer = balancer
+        self._ticket: Ticket | None = ticket
+        self._taken_s: float | None = taken_s
+
+    @property
+    def upstream(self) -> Upstream:
+        """Where it is."""
+        return self.route.upstream
+
+    def answered(self, status: int, retry_after_s: float | None) -> None:
+        """The upstream answered so; `retry_after_s` is what it asked for, if anything."""
+        if status in _FAILED_STATUSES:
+            self.failed()
+        elif self._ticket is not None:
+            self._balancer.answered(self, self._ticket, status, retry_after_s)
+        self._ticket = None
+
+    def failed(self) -> None:
+        """It failed, before its answer or in the middle of it."""
+        ticket, self._ticket = self._ticket, None
+        self._balancer.failed(self, ticket)
+
+    def leave(self) -> None:
+        """Give the place to the next one; idempotent. Without a word before, nothing was learned of the upstream."""
+        taken_s, self._taken_s = self._taken_s, None
+        if taken_s is not None:
+            ticket, self._ticket = self._ticket, None
+            self._balancer.left(self, ticket, taken_s)
+
+
+class _Waiter:
+    """One exchange in the queue; `given` becomes its place, or the error that ends the waiting."""
+
+    __slots__ = ("ask", "given", "routes", "since_s")
+
+    def __init__(self, ask: Ask, routes: Sequence[Route], since_s: float) -> None:
+        self.ask = ask
+        self.routes = routes
+        self.since_s = since_s
+        self.given: asyncio.Future[Place] = asyncio.get_running_loop().create_future()
+
+
+@dataclass(frozen=True, slots=True)
+class QueueLimits:
+    """How many may wait, with how many bytes of request bodies in all, and for how long."""
+
+    max_waiting: int
+    max_bytes: int
+    max_wait_s: float
+
+
+class Balancer:
+    """The places at all upstreams. `clock` is monotonic, in seconds; `draw` gives random numbers from 0 to 1."""
+
+    def __init__(
+        self, limits: QueueLimits, metrics: RoutingMetrics, clock: Callable[[], float], draw: Callable[[], float]
+    ) -> None:
+        self._limits = limits
+        self._metrics = metrics
+        self._clock = clock
+        self._draw = draw
+        self._queue: FairQueue[_Waiter] = FairQueue(max_waiting=limits.max_waiting, max_bytes=limits.max_bytes)
+        self._waiting: dict[_Waiter, None] = {}
+
+    def can_go_elsewhere(self, ask: Ask) -> bool:
+        """A route that was not tried yet may be."""
+        return any(route not in ask.tried for route in self._open(ask))
+
+    def can_go_anywhere(self, ask: Ask) -> bool:
+        """Some route may be tried, or tried again."""
+        return bool(self._open(ask))
+
+    def place_now(self, ask: Ask) -> Place | None:
+        """A place on a route that was not tried yet, if there is one without waiting."""
+        free = [route for route in self._open(ask) if route not in ask.tried and self._is_free(route.upstream)]
+        return self._take(self._choose(free), ask) if free else None
+
+    async def place(self, ask: Ask) -> Place:
+        """A place, at once or after waiting for it.
+
+        Raises `ProxyError` NO_UPSTREAM, QUEUE_FULL or QUEUE_TIMEOUT, each with an honest wait.
+        """
+        routes = self._open(ask)
+        if not routes:
+            raise self._no_upstream(ask.routes)
+        routes = [route for route in routes if route not in ask.tried] or routes
+        for route in routes:
+            self.serve(route.upstream)  # one whose circuit was open may have some who wait
+        free = [route for route in routes if self._is_free(route.upstream)]
+        if free:
+            return self._take(self._choose(free), ask)
+        # any that was not tried will do, should it come back
+        return await self._wait(ask, [route for route in ask.routes if route not in ask.tried] or ask.routes)
+
+    def answered(self, place: Place, ticket: Ticket, status: int, retry_after_s: float | None) -> None:
+        """Note that an upstream works, and what it said of the key that it was asked with."""
+        health, now_s = place.upstream.health, self._clock()
+        health.circuit.succeeded(ticket, now_s)
+        if status == 429:
+            health.is_failing = True
+            health.credentials.limited(place.api_key, now_s, retry_after_s)
+        elif status in (401, 403) and place.upstream.api_keys:
+            health.credentials.refused(place.api_key, now_s)
+        else:
+            health.is_failing = False
+            health.credentials.succeeded(place.api_key)
+        self._show(place.upstream)
+        self.serve(place.upstream)
+
+    def failed(self, place: Place, ticket: Ticket | None) -> None:
+        """Note that an upstream failed; who waits for nothing else is told so when its circuit opens."""
+        upstream, now_s = place.upstream, self._clock()
+        upstream.health.is_failing = True
+        upstream.health.circuit.failed(ticket, now_s, self._draw())
+        self._show(upstream)
+        self.refuse_hopeless()
+
+    def left(self, place: Place, ticket: Ticket | None, taken_s: float) -> None:
+        """Take a place back, and give it to the next in the queue."""
+        upstream, health = place.upstream, place.upstream.health
+        if ticket is not None:
+            health.circuit.abandoned(ticket)
+        health.in_flight -= 1
+        held_s = self._clock() - taken_s
+        health.held_s += (held_s - health.held_s) * (_NEWEST_SHARE if health.held_s else 1.0)
+        self._show(upstream)
+        self.serve(upstream)
+
+    def serve(self, upstream: Upstream) -> None:
+        """Give the free places of an upstream to those who wait."""
+        while self._waiting and upstream.health.has_room and upstream.health.admits(self._clock()):
+            waiter = self._queue.pop(upstream.name)
+            if waiter is None:
+                return
+            self._waiting.pop(waiter, None)
+            self._show_queue(waiter.routes)
+            if not waiter.given.done():  # else it has left, and takes itself out later
+                route = next(route for route in waiter.routes if route.upstream is upstream)
+                self._metrics.waited(upstream.name, self._clock() - waiter.since_s)
+                waiter.given.set_result(self._take(route, waiter.ask))
+
+    def refuse_hopeless(self) -> None:
+        """Tell those who wait only for upstreams that are not asked any more."""
+        now_s = self._clock()
+        for waiter in list(self._waiting):
+            hopeless = not any(route.upstream.health.admits(now_s) for route in waiter.routes)
+            if hopeless and not waiter.given.done():
+                waiter.given.set_exception(self._no_upstream(waiter.routes))
+
+    def _open(self, ask: Ask) -> list[Route]:
+        """The routes whose upstreams may be asked."""
+        now_s = self._clock()
+        found = [route for route in ask.routes if route.upstream.health.admits(now_s)]
+        return [route for route in found if route.upstream.health.may_retry(now_s)] if ask.spends else found
+
+    def _is_free(self, upstream: Upstream) -> bool:
+        """It has room, and nobody waits for it."""
+        return upstream.health.has_room and not self._queue.waiting(upstream.name)
+
+    def _choose(self, free: Sequence[Route]) -> Route:
+        """The best of routes that are free: by priority, then load; those whose keys all cool down come last."""
+        now_s = self._clock()
+        ready = [route for route in free if route.upstream.health.credentials.is_ready(now_s)] or free
+        if len(ready) == 1:
+            return ready[0]
+        lowest = min(route.priority for route in ready)
+        return choose([route for route in ready if route.priority == lowest], self._draw)
+
+    def _take(self, route: Route, ask: Ask) -> Place:
+        now_s = self._clock()
+        health = route.upstream.health
+        ticket = health.circuit.enter(now_s)
+        if ticket is None:
+            raise RuntimeError("a circuit that admitted did not let enter")
+        if not ask.tried:
+            health.budget.request(now_s)
+        elif ask.spends and health.is_failing:
+            health.budget.spend(now_s)
+        health.in_flight += 1
+        ask.tried.add(route)
+        self._show(route.upstream)
+        return Place(self, route, ticket, health.credentials.next(now_s), now_s)
+
+    async def _wait(self, ask: Ask, routes: Sequence[Route]) -> Place:
+        """Wait for a place; whoever leaves while he waits is out of the queue at once, and holds nothing."""
+        waiter = _Waiter(ask, routes, self._clock())
+        names = frozenset(route.upstream.name for route in routes)
+        if not self._queue.push(ask.key_id, ask.weight, waiter, names, ask.size_bytes):
+            message = "Too many requests wait for this model."
+            raise errors.ProxyError(errors.QUEUE_FULL, message, retry_after_s=self._expected_wait_s(routes))
+        self._waiting[waiter] = None
+        self._show_queue(routes)
+        self._metrics.queued(routes[0].upstream.name, self._queue.position(waiter))
+        ask.waits()
+        timer = asyncio.get_running_loop().call_later(self._limits.max_wait_s, self._expire, waiter)
+        try:
+            return await waiter.given
+        except BaseException:
+            self._withdraw(waiter)
+            raise
+        finally:
+            timer.cancel()
+
+    def _withdraw(self, waiter: _Waiter) -> None:
+        if self._waiting.pop(waiter, waiter) is None:
+            self._queue.remove(waiter)
+            self._show_queue(waiter.routes)
+            self._metrics.waited(waiter.routes[0].upstream.name, self._clock() - waiter.since_s)
+        given = waiter.given
+        if given.done() and not given.cancelled() and given.exception() is None:
+            given.result().leave()  # it came in the very turn in which the waiting ended
+
+    def _expire(self, waiter: _Waiter) -> None:
+        if not waiter.given.done():
+            message = "No upstream had room for this request in time."
+            wait_s = self._expected_wait_s(waiter.routes)
+            waiter.given.set_exception(errors.ProxyError(errors.QUEUE_TIMEOUT, message, retry_after_s=wait_s))
+
+    def _expected_wait_s(self, routes: Sequence[Route]) -> float:
+        """How long one who came now would wait: so many before him, served at the rate of late."""
+        upstreams = {route.upstream for route in routes}
+        rate = sum((one.health.max_concurrency or 1) / one.health.held_s for one in upstreams if one.health.held_s)
+        ahead = max(self._queue.waiting(upstream.name) for upstream in upstreams) + 1
+        return min(max(ahead / rate, _LEAST_RETRY_S), _MOST_RETRY_S) if rate else _LEAST_RETRY_S
+
+    def _no_upstream(self, routes: Sequence[Route]) -> errors.ProxyError:
+        now_s = self._clock()
+        waits_s = [
+            _DRAINED_RETRY_S if route.upstream.health.is_drained else route.upstream.health.circuit.retry_in_s(now_s)
+            for route in routes
+        ]
+        message = "No upstream serves this model at the moment."
+        return errors.ProxyError(errors.NO_UPSTREAM, message, retry_after_s=max(min(waits_s), _LEAST_RETRY_S))
+
+    def _show(self, upstream: Upstream) -> None:
+        health = upstream.health
+        self._metrics.stands(upstream.name, health.in_flight, health.circuit.state(self._clock()).value)
+
+    def _show_queue(self, routes: Sequence[Route]) -> None:
+        for name in {route.upstream.name for route in routes}:
+            self._metrics.waiting(name, self._queue.waiting(name))

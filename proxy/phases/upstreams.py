@@ -1,0 +1,148 @@
+"""A configured model server: how it is asked, and how it is doing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+from urllib.parse import parse_qsl, quote, urlencode
+
+from proxy.core import headers
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from proxy.core.circuit import Circuit
+    from proxy.core.cooldown import Credentials
+    from proxy.core.headers import RawHeaders
+    from proxy.core.retry_budget import RetryBudget
+    from proxy.upstream.pool import UpstreamPool
+
+# behind an upstream may be others, one a model; what is forgotten costs a request that is refused again
+_MOST_REFUSING: Final = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """How long an upstream may take, in seconds; None means for ever."""
+
+    first_byte_s: float | None
+    idle_s: float | None
+    total_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """What an upstream whose circuit is open is asked with GET, and how often in seconds."""
+
+    path: str
+    interval_s: float
+
+
+@dataclass(slots=True)
+class Health:
+    """How an upstream is doing, in the eyes of this process.
+
+    `credentials` are the cool-downs of its `api_keys`, by their place. `in_flight` counts the exchanges that it
+    serves, `max_concurrency` is the most of them. `held_s` is how long it lately served one, on average. One that
+    `is_failing` failed what it was asked last. A drained one gets no new exchange.
+    """
+
+    circuit: Circuit
+    credentials: Credentials
+    budget: RetryBudget
+    max_concurrency: int | None = None
+    in_flight: int = 0
+    held_s: float = 0.0
+    is_failing: bool = False
+    is_drained: bool = False
+
+    @property
+    def has_room(self) -> bool:
+        """It may serve one more."""
+        return self.max_concurrency is None or self.in_flight < self.max_concurrency
+
+    def admits(self, now_s: float) -> bool:
+        """It is not drained, and its circuit lets a request pass. `now_s` is monotonic."""
+        return not self.is_drained and self.circuit.admits(now_s)
+
+    def may_retry(self, now_s: float) -> bool:
+        """It may be asked what another, or itself, has just failed to do: one that fails only within its budget."""
+        return not self.is_failing or self.budget.may_spend(now_s)
+
+
+class Upstream:
+    """Where a model server is, what a request to it looks like, and its connections.
+
+    `auth` is one of bearer, api-key, none, passthrough. `secrets` are what of the configuration must not come back in
+    an answer.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        pool: UpstreamPool,
+        health: Health,
+        host_header: bytes,
+        base_path: str,
+        auth: str,
+        api_keys: Sequence[bytes],
+        extra_headers: RawHeaders,
+        query: Mapping[str, str],
+        secrets: Sequence[bytes],
+        timeouts: Timeouts,
+        injects_usage: bool = False,
+        probe: Probe | None = None,
+    ) -> None:
+        self.name = name
+        self.pool = pool
+        self.health = health
+        self.base_path = base_path
+        self.auth = auth
+        self.api_keys = tuple(api_keys)
+        self.query = dict(query)
+        self.secrets = tuple(secrets)
+        self.timeouts = timeouts
+        self.probe = probe
+        self._injects_usage = injects_usage
+        self._refusing: set[str | None] = set()  # models for which it refuses `stream_options`
+        self._host = (b"Host", host_header)
+        self._extra = list(extra_headers)
+        self._overridden = {name.lower() for name, _ in extra_headers}
+
+    def injects_usage(self, model: str | None) -> bool:
+        """May Sluice ask for the usage of streams? `model` is the upstream's own name for it."""
+        return self._injects_usage and model not in self._refusing
+
+    def refused_usage(self, model: str | None) -> None:
+        """Remember that a request without `stream_options` went well where one with them did not."""
+        if len(self._refusing) >= _MOST_REFUSING:
+            self._refusing.clear()
+        self._refusing.add(model)
+
+    def request_headers(self, received: RawHeaders, via: bytes, api_key: int) -> RawHeaders:
+        """What goes upstream: what crosses, then ours; configured headers replace any of the same name.
+
+        `api_key` is the place of the key to use; it does not matter where the upstream wants none.
+        """
+        crossing = headers.to_upstream(received, forward_credentials=self.auth == "passthrough")
+        ours = [(b"Accept-Encoding", b"identity"), (b"Via", via), *self._credential(api_key)]
+        if self._overridden:
+            crossing = [pair for pair in crossing if pair[0].lower() not in self._overridden]
+            ours = [pair for pair in ours if pair[0].lower() not in self._overridden]
+        return [self._host, *crossing, *ours, *self._extra]
+
+    def _credential(self, api_key: int) -> RawHeaders:
+        if self.auth == "bearer" and self.api_keys:
+            return [(b"Authorization", b"Bearer " + self.api_keys[api_key])]
+        if self.auth == "api-key" and self.api_keys:
+            return [(b"api-key", self.api_keys[api_key])]
+        return []
+
+    def target(self, path: str, query: str) -> bytes:
+        """The request target: the path under the base URL, with the configured query members taking precedence."""
+        if self.query:
+            kept = [(name, value) for name, value in parse_qsl(query, keep_blank_values=True) if name not in self.query]
+            query = urlencode([*kept, *self.query.items()])
+        target = self.base_path + path + ("?" + query if query else "")
+        return quote(target, safe="%/:=&?~#+!$,;'@()*[]-._|").encode("ascii")

@@ -1,0 +1,82 @@
+"""The metrics of upstreams: what was asked of them, how they stand, and who waits for them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from prometheus_client import Counter, Gauge, Histogram
+
+from proxy.telemetry.label_sets import Children
+
+if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
+
+# upstreams stand in the configuration: some tens of them, each with some ten results
+_MAX_LABEL_SETS: Final = 10_000
+# a place comes free within milliseconds, or when a long stream ends; `queue.max_wait` ends it at 30 s by default
+_QUEUE_BUCKETS_S: Final = (0.005, 0.025, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120)
+_POSITION_BUCKETS: Final = (0, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
+
+
+class RoutingMetrics:
+    """What Sluice counts of its upstreams. `upstream` is always the name of a configured one."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        name = ("upstream",)
+        self._attempts = Children(
+            Counter("sluice_upstream_attempts_total", "Tries at upstreams.", ("upstream", "result"), registry=registry),
+            _MAX_LABEL_SETS,
+        )
+        self._retries = Children(
+            Counter(
+                "sluice_retries_total",
+                "Tries that were followed by another.",
+                ("upstream", "reason"),
+                registry=registry,
+            ),
+            _MAX_LABEL_SETS,
+        )
+        self._in_flight = self._gauge("sluice_upstream_in_flight", "Exchanges that an upstream serves.", registry)
+        self._circuit = self._gauge(
+            "sluice_upstream_circuit", "An upstream's circuit: 0 closed, 1 half-open, 2 open.", registry
+        )
+        self._waiting = self._gauge("sluice_queue_waiting", "Exchanges that wait for an upstream.", registry)
+        waits = "How long exchanges waited for an upstream at its limit."
+        self._queue_s = Children(
+            Histogram("sluice_queue_seconds", waits, name, registry=registry, buckets=_QUEUE_BUCKETS_S),
+            _MAX_LABEL_SETS,
+        )
+        ahead = "How many were ahead of an exchange that began to wait."
+        self._position = Children(
+            Histogram("sluice_queue_position", ahead, name, registry=registry, buckets=_POSITION_BUCKETS),
+            _MAX_LABEL_SETS,
+        )
+
+    @staticmethod
+    def _gauge(name: str, documentation: str, registry: CollectorRegistry) -> Children[Gauge]:
+        return Children(Gauge(name, documentation, ("upstream",), registry=registry), _MAX_LABEL_SETS)
+
+    def attempted(self, upstream: str, result: str) -> None:
+        """Count one try at an upstream, by what came of it."""
+        self._attempts(upstream, result).inc()
+
+    def retried(self, upstream: str, reason: str) -> None:
+        """Count a try at an upstream that another one follows, there or elsewhere."""
+        self._retries(upstream, reason).inc()
+
+    def stands(self, upstream: str, in_flight: int, circuit: int) -> None:
+        """Show what an upstream serves, and its circuit's state: 0 closed, 1 half-open, 2 open."""
+        self._in_flight(upstream).set(in_flight)
+        self._circuit(upstream).set(circuit)
+
+    def waiting(self, upstream: str, count: int) -> None:
+        """Show how many wait for an upstream; one that may go to several waits for each."""
+        self._waiting(upstream).set(count)
+
+    def queued(self, upstream: str, position: int) -> None:
+        """Note how many were ahead of an exchange that began to wait."""
+        self._position(upstream).observe(position)
+
+    def waited(self, upstream: str, seconds: float) -> None:
+        """Note how long an exchange waited, for the upstream that took it, or the first of those it wanted."""
+        self._queue_s(upstream).observe(seconds)
