@@ -28,9 +28,11 @@ from proxy.core.addresses import TrustedProxies
 from proxy.phases.account import Accounting
 from proxy.phases.attempts import Attempts
 from proxy.phases.authenticate import Authenticator
+from proxy.phases.hedging import Hedge
 from proxy.phases.models import Catalogue
 from proxy.phases.observe import Counting
 from proxy.phases.pipeline import Limits, Pipeline
+from proxy.phases.probing import Prober
 from proxy.phases.quotas import Quotas
 from proxy.phases.refresh_keys import KeyRefresher
 from proxy.server.cors import Cors
@@ -86,6 +88,8 @@ class App:
         self.upstreams = {name: upstream_of(name, settings, config) for name, settings in config.upstreams.items()}
         via_name = b"sluice-" + secrets.token_hex(4).encode()
         router = router_of(config, self.upstreams)
+        self.balancer = balancer_of(config, metrics.routing)
+        self._prober = Prober(self.balancer, b"1.1 " + via_name, self.tasks, time.monotonic)
         keyring = keyring_of(config)
         self._engine = engine
         self.ledger = _ledger(config, engine, metrics)
@@ -110,12 +114,13 @@ class App:
                 keepalive_s=config.server.keepalive_comment,
             ),
             attempts=Attempts(
-                balancer_of(config, metrics.routing),
+                self.balancer,
                 retry_policy_of(config),
                 via=b"1.1 " + via_name,
                 tasks=self.tasks,
                 metrics=metrics.routing,
                 write_stall_s=config.server.write_stall,
+                hedge=None if config.retries.hedge_after is None else Hedge(config.retries.hedge_after, self.tasks),
                 clock=time.monotonic,
                 unix_clock=time.time,  # noqa: TID251 - the clock that is passed in
                 draw=random.random,
@@ -140,6 +145,9 @@ class App:
         await self._keys.load()
         self._chores.keep(self._keys.run(), "keys")
         self._chores.keep(self._quotas.keep(), "leases")
+        for upstream in self.upstreams.values():
+            if upstream.probe is not None:
+                self._chores.keep(self._prober.keep_probing(upstream, upstream.probe), "probes")
 
     def problems(self) -> list[str]:
         """What keeps this process from being ready."""

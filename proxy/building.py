@@ -110,6 +110,7 @@ def _health_of(settings: UpstreamConfig, config: Config) -> Health:
         Credentials(len(settings.api_keys)),
         RetryBudget(config.retries.budget),
         settings.max_concurrency,
+        is_probed=settings.probe is not None,
     )
 
 
@@ -129,6 +130,7 @@ def router_of(config: Config, upstreams: dict[str, Upstream]) -> Router:
         routes = [
             Route(upstreams[one.upstream or default], one.model, one.weight, one.priority)
             for one in sorted(model.routes or (RouteConfig(),), key=lambda one: one.priority)
+            if one.weight > 0
         ]
         models[pattern] = Model(tuple(routes), model.max_output_tokens, model.encoding)
     return Router(upstreams[default], PatternTable(models), models)

@@ -145,6 +145,7 @@ class FairQueue(Generic[T]):
         self._held_bytes = 0
         self._waiters: dict[T, _Waiter[T]] = {}
         self._places: dict[str, _Place[T]] = {}
+        self._by_key: dict[str, dict[_Waiter[T], None]] = {}
 
     def __len__(self) -> int:
         return len(self._waiters)
@@ -176,8 +177,18 @@ class FairQueue(Generic[T]):
                 ring = self._places[place] = _Place()
             ring.add(waiter, length)
         self._waiters[item] = waiter
+        self._by_key.setdefault(key, {})[waiter] = None
         self._held_bytes += size_bytes
         return True
+
+    def crowder(self, key: str) -> T | None:
+        """Who has to make room in a full queue for an item of `key`: the newest of the key that fills most of it.
+
+        None if that key would then have fewer than `key`: it has its share. Costs O(keys).
+        """
+        most = max(self._by_key.values(), key=len, default={})
+        own = self._by_key.get(key, {})
+        return next(reversed(most)).item if len(most) > len(own) + 1 else None
 
     def pop(self, place: str) -> T | None:
         """The next item that may be served at `place`, which leaves; None if none waits for it."""
@@ -211,6 +222,10 @@ class FairQueue(Generic[T]):
 
     def _forget(self, waiter: _Waiter[T], served_at: str | None = None) -> None:
         del self._waiters[waiter.item]
+        of_key = self._by_key[waiter.key]
+        del of_key[waiter]
+        if not of_key:
+            del self._by_key[waiter.key]
         if not self._waiters:
             self._waiters.clear()  # a dict gives its table back only so
         self._held_bytes -= waiter.size_bytes

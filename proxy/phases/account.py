@@ -65,8 +65,11 @@ class Account:
         self.reserved = reserved
         self.price = price
         self.encoding = encoding
+        self.upstream: str | None = None  # who was asked last, or answered
         self.attempts = 0
         self.tries: list[Try] = []
+        self.lost: list[str | None] = []  # hedged tries that another outran, by the names that their upstreams know
+        self.lost_nano_usd = 0
         self.is_sent = False  # an upstream has the request, and may be working on it
 
     @property
@@ -130,9 +133,14 @@ class Accounting:
         )
 
     def answered_by(self, account: Account, admission: Admission, sending: Sending) -> None:
-        """Take the price of the route that answered: its upstream may know the model by another name."""
-        if admission.model is not None:
-            account.price = self._prices.find(admission.model, sending.served)
+        """Take the prices of the routes that were asked: their upstreams may know the model by other names."""
+        account.upstream = sending.upstream.name
+        if admission.model is None:
+            return
+        account.price = self._prices.find(admission.model, sending.served)
+        for served in account.lost:
+            price = self._prices.find(admission.model, served)
+            account.lost_nano_usd += 0 if price is None else cost_nano_usd_of(Usage(account.prompt_tokens), price)
 
     def close(self, account: Account, settlement: Settlement) -> None:
         """Charge the key's quota what was used, and give back the rest."""

@@ -14,21 +14,24 @@ from typing import TYPE_CHECKING, NamedTuple
 from proxy.core import errors
 from proxy.core.headers import header
 from proxy.core.retry import Happened, Sent, decide, retry_after_of
-from proxy.phases.balancer import Ask
 from proxy.phases.exchange import Phase
 from proxy.phases.forward import AnswerKind, forward
 from proxy.phases.patience import Patience
+from proxy.phases.places import Ask
 from proxy.phases.route import write
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Coroutine
+    from typing import Any
 
     from proxy.core.retry import Retry, RetryPolicy
     from proxy.phases.account import Account
     from proxy.phases.admit import Admission
-    from proxy.phases.balancer import Balancer, Place
+    from proxy.phases.balancer import Balancer
     from proxy.phases.exchange import Exchange
     from proxy.phases.forward import Answer
+    from proxy.phases.hedging import Hedge
+    from proxy.phases.places import Place
     from proxy.phases.route import Sending, Target
     from proxy.tasks import BackgroundTasks
     from proxy.telemetry.routing import RoutingMetrics
@@ -80,6 +83,7 @@ class Attempts:
         tasks: BackgroundTasks,
         metrics: RoutingMetrics,
         write_stall_s: float | None,
+        hedge: Hedge | None,
         clock: Callable[[], float],
         unix_clock: Callable[[], float],
         draw: Callable[[], float],
@@ -90,6 +94,7 @@ class Attempts:
         self._tasks = tasks
         self._metrics = metrics
         self._write_stall_s = write_stall_s
+        self._hedge = hedge
         self._clock = clock
         self._unix_clock = unix_clock
         self._draw = draw
@@ -114,7 +119,7 @@ class Attempts:
         while True:
             place = await self._balancer.place(ask)
             enter(Phase.FORWARD)
-            outcome = await self._try(course, place)
+            outcome = await self._outcome(course, place)
             retry = self._retry(course, outcome)
             if retry is None:
                 return _result(outcome)
@@ -127,17 +132,37 @@ class Attempts:
             self._metrics.retried(place.upstream.name, retry.reason)
             await asyncio.sleep(retry.pause_s)
 
+    async def _outcome(self, course: Course, place: Place) -> Outcome:
+        """Of one try, or of two where the first takes long and hedging is on."""
+        if self._hedge is None or course.admission.rest is not None:
+            return await self._try(course, place)
+        places = [place]
+
+        def another() -> Coroutine[Any, Any, Outcome] | None:
+            second = self._balancer.place_now(course.ask)
+            if second is None:
+                return None
+            places.append(second)
+            self._metrics.retried(place.upstream.name, "hedged")
+            return self._try(course, second)
+
+        outcome = await self._hedge.first_good(self._try(course, place), another)
+        losers = [one.route for one in places if one is not outcome.place and one.was_asked]
+        course.account.lost += [route.rename or course.admission.model for route in losers]
+        return outcome
+
     async def _try(self, course: Course, place: Place) -> Outcome:
         """One try at one upstream, which learns of the outcome; the place is the answer's if there is one.
 
         An upstream that refuses the `stream_options` that Sluice added is asked again without, there and then.
         """
         began_s = time.perf_counter()
+        course.account.upstream = place.upstream.name
         result = "abandoned"  # an upstream is not to blame for a client that left or sent nonsense
         sending = write(course.exchange, course.admission, place.route, place.api_key, self._via)
         answer = error = None
         try:
-            answer = await self._forward(course, sending)
+            answer = await self._forward(course, sending, place)
             if answer.refuses_usage:
                 answer.close()
                 self._metrics.attempted(place.upstream.name, f"{answer.stream.head.status // 100}xx")
@@ -145,7 +170,7 @@ class Attempts:
                     course.exchange, course.admission, place.route, place.api_key, self._via, may_ask_usage=False
                 )
                 answer = None
-                answer = await self._forward(course, sending)
+                answer = await self._forward(course, sending, place)
                 if answer.kind is not AnswerKind.ERROR:  # else it was about something else, and quoted the request
                     place.upstream.refused_usage(sending.served)
             answer = dataclasses.replace(answer, place=place)
@@ -164,15 +189,20 @@ class Attempts:
             course.account.tries.append(Try(place.upstream.name, result, time.perf_counter() - began_s))
         return Outcome(place, sending, answer, error)
 
-    async def _forward(self, course: Course, sending: Sending) -> Answer:
+    async def _forward(self, course: Course, sending: Sending, place: Place) -> Answer:
         course.account.attempts += 1
+
+        def sent() -> None:
+            place.was_asked = True
+            course.account.sent()
+
         return await forward(
             course.exchange,
             course.admission,
             sending,
             tasks=self._tasks,
             write_stall_s=self._write_stall_s,
-            on_sent=course.account.sent,
+            on_sent=sent,
         )
 
     def _retry_after_s(self, answer: Answer) -> float | None:

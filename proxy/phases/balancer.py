@@ -6,82 +6,27 @@ All of it happens within turns of the event loop: between looking and taking nob
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from proxy.core import errors
 from proxy.core.balance import choose
 from proxy.core.fair_queue import FairQueue
+from proxy.phases.places import Place
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from proxy.core.circuit import Ticket
+    from proxy.phases.places import Ask
     from proxy.phases.route import Route
     from proxy.phases.upstreams import Upstream
     from proxy.telemetry.routing import RoutingMetrics
 
-# an upstream that says so is overloaded or broken; a 429 is about a key
-_FAILED_STATUSES: Final = frozenset({500, 502, 503, 504, 529})
 _LEAST_RETRY_S: Final = 1.0
 _MOST_RETRY_S: Final = 60.0
 _DRAINED_RETRY_S: Final = 10.0  # when an operator lets it back is not known
 _NEWEST_SHARE: Final = 0.1  # of the last exchange in the average time that an upstream holds one
-
-
-@dataclass(slots=True)
-class Ask:
-    """What an exchange wants: a place on one of `routes`, rather on none of the `tried`.
-
-    `waits` is called when it has to wait. `spends`: an upstream that fails at present may
-    only be asked within its retry budget, because one has worked on it in vain already.
-    """
-
-    key_id: str
-    weight: float
-    size_bytes: int
-    routes: Sequence[Route]
-    waits: Callable[[], None]
-    tried: set[Route] = field(default_factory=set)
-    spends: bool = False
-
-
-class Place:
-    """A turn at an upstream, from before it is asked until its answer is over. Whoever holds it calls `leave`."""
-
-    __slots__ = ("_balancer", "_taken_s", "_ticket", "api_key", "route")
-
-    def __init__(self, balancer: Balancer, route: Route, ticket: Ticket, api_key: int, taken_s: float) -> None:
-        self.route = route
-        self.api_key = api_key
-        self._balancer = balancer
-        self._ticket: Ticket | None = ticket
-        self._taken_s: float | None = taken_s
-
-    @property
-    def upstream(self) -> Upstream:
-        """Where it is."""
-        return self.route.upstream
-
-    def answered(self, status: int, retry_after_s: float | None) -> None:
-        """The upstream answered so; `retry_after_s` is what it asked for, if anything."""
-        if status in _FAILED_STATUSES:
-            self.failed()
-        elif self._ticket is not None:
-            self._balancer.answered(self, self._ticket, status, retry_after_s)
-        self._ticket = None
-
-    def failed(self) -> None:
-        """It failed, before its answer or in the middle of it."""
-        ticket, self._ticket = self._ticket, None
-        self._balancer.failed(self, ticket)
-
-    def leave(self) -> None:
-        """Give the place to the next one; idempotent. Without a word before, nothing was learned of the upstream."""
-        taken_s, self._taken_s = self._taken_s, None
-        if taken_s is not None:
-            ticket, self._ticket = self._ticket, None
-            self._balancer.left(self, ticket, taken_s)
 
 
 class _Waiter:
@@ -152,10 +97,11 @@ class Balancer:
         """Note that an upstream works, and what it said of the key that it was asked with."""
         health, now_s = place.upstream.health, self._clock()
         health.circuit.succeeded(ticket, now_s)
-        if status == 429:
+        is_ours = place.upstream.auth != "passthrough"  # else the credential is the client's, and so is its trouble
+        if status == 429 and is_ours:
             health.is_failing = True
             health.credentials.limited(place.api_key, now_s, retry_after_s)
-        elif status in (401, 403) and place.upstream.api_keys:
+        elif status in (401, 403) and is_ours:
             health.credentials.refused(place.api_key, now_s)
         else:
             health.is_failing = False
@@ -163,7 +109,7 @@ class Balancer:
         self._show(place.upstream)
         self.serve(place.upstream)
 
-    def failed(self, place: Place, ticket: Ticket | None) -> None:
+    def failed(self, place: Place, ticket: Ticket) -> None:
         """Note that an upstream failed; who waits for nothing else is told so when its circuit opens."""
         upstream, now_s = place.upstream, self._clock()
         upstream.health.is_failing = True
@@ -171,16 +117,21 @@ class Balancer:
         self._show(upstream)
         self.refuse_hopeless()
 
-    def left(self, place: Place, ticket: Ticket | None, taken_s: float) -> None:
+    def left(self, place: Place, ticket: Ticket, taken_s: float) -> None:
         """Take a place back, and give it to the next in the queue."""
         upstream, health = place.upstream, place.upstream.health
-        if ticket is not None:
-            health.circuit.abandoned(ticket)
+        health.circuit.abandoned(ticket)
         health.in_flight -= 1
         held_s = self._clock() - taken_s
         health.held_s += (held_s - health.held_s) * (_NEWEST_SHARE if health.held_s else 1.0)
         self._show(upstream)
         self.serve(upstream)
+
+    def changed(self, upstream: Upstream) -> None:
+        """Take note that an upstream was probed, drained or let back: some who wait may go on, or need not wait."""
+        self._show(upstream)
+        self.serve(upstream)
+        self.refuse_hopeless()
 
     def serve(self, upstream: Upstream) -> None:
         """Give the free places of an upstream to those who wait."""
@@ -241,9 +192,13 @@ class Balancer:
         """Wait for a place; whoever leaves while he waits is out of the queue at once, and holds nothing."""
         waiter = _Waiter(ask, routes, self._clock())
         names = frozenset(route.upstream.name for route in routes)
-        if not self._queue.push(ask.key_id, ask.weight, waiter, names, ask.size_bytes):
-            message = "Too many requests wait for this model."
-            raise errors.ProxyError(errors.QUEUE_FULL, message, retry_after_s=self._expected_wait_s(routes))
+        if ask.size_bytes > self._limits.max_bytes:
+            raise self._queue_full(routes)
+        while not self._queue.push(ask.key_id, ask.weight, waiter, names, ask.size_bytes):
+            crowder = self._queue.crowder(ask.key_id)
+            if crowder is None:
+                raise self._queue_full(routes)
+            self._push_out(crowder)
         self._waiting[waiter] = None
         self._show_queue(routes)
         self._metrics.queued(routes[0].upstream.name, self._queue.position(waiter))
@@ -256,6 +211,17 @@ class Balancer:
             raise
         finally:
             timer.cancel()
+
+    def _push_out(self, waiter: _Waiter) -> None:
+        """Make room: no key may fill the queue so that others cannot even wait."""
+        self._queue.remove(waiter)
+        self._waiting.pop(waiter, None)
+        if not waiter.given.done():
+            waiter.given.set_exception(self._queue_full(waiter.routes))
+
+    def _queue_full(self, routes: Sequence[Route]) -> errors.ProxyError:
+        message = "Too many requests wait for this model."
+        return errors.ProxyError(errors.QUEUE_FULL, message, retry_after_s=self._expected_wait_s(routes))
 
     def _withdraw(self, waiter: _Waiter) -> None:
         if self._waiting.pop(waiter, waiter) is None:

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from proxy.phases.admit import Admission
-    from proxy.phases.balancer import Place
     from proxy.phases.exchange import Exchange
+    from proxy.phases.places import Place
     from proxy.phases.route import Sending
     from proxy.tasks import BackgroundTasks
     from proxy.upstream.attempt import UpstreamStream

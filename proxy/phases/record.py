@@ -49,8 +49,8 @@ class Findings:
     @property
     def upstream(self) -> str | None:
         """Who was asked last; before that, who alone may be asked."""
-        if self.account is not None and self.account.tries:
-            return self.account.tries[-1].upstream
+        if self.account is not None and self.account.upstream is not None:
+            return self.account.upstream
         routes = self.target.model.routes if self.target is not None else ()
         return routes[0].upstream.name if len(routes) == 1 else None
 

@@ -78,7 +78,23 @@ def _unanswered(findings: Findings, account: Account) -> Observation:
 
 
 def settle(account: Account, observation: Observation) -> Settlement:
-    """Put a price on what was used, or on what was reserved where that is unknown."""
+    """Put a price on what was used, or on what was reserved where that is unknown.
+
+    A try that another outran had its prompt read, of which nobody tells: it is counted, and so is the sum.
+    """
+    settlement = _settle_answer(account, observation)
+    if not account.lost:
+        return settlement
+    lost_tokens = account.prompt_tokens * len(account.lost)
+    return Settlement(
+        Grade.COUNTED if settlement.grade is Grade.EXACT else settlement.grade,
+        settlement.usage._replace(input_tokens=settlement.usage.input_tokens + lost_tokens),
+        settlement.cost_nano_usd + account.lost_nano_usd,
+        settlement.is_priced,
+    )
+
+
+def _settle_answer(account: Account, observation: Observation) -> Settlement:
     usage = account.reserved if observation.grade is Grade.UNKNOWN else observation.usage
     if account.price is None or (observation.grade is Grade.UNKNOWN and usage == Usage()):
         # sound and pictures reserve nothing: nobody knows what they cost where no usage is said
@@ -100,6 +116,6 @@ def enter(
             cost_nano_usd=settlement.cost_nano_usd,
             attempts=account.attempts,
             first_byte_ms=None if first_byte_s is None else round(first_byte_s * 1000),
-            upstream=account.tries[-1].upstream if account.tries else None,
+            upstream=account.upstream,
         )
     )

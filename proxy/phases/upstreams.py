@@ -44,7 +44,8 @@ class Health:
 
     `credentials` are the cool-downs of its `api_keys`, by their place. `in_flight` counts the exchanges that it
     serves, `max_concurrency` is the most of them. `held_s` is how long it lately served one, on average. One that
-    `is_failing` failed what it was asked last. A drained one gets no new exchange.
+    `is_failing` failed what it was asked last. A drained one gets no new exchange. One that `is_probed` is asked by
+    probes whether it works again, and not by exchanges.
     """
 
     circuit: Circuit
@@ -55,6 +56,7 @@ class Health:
     held_s: float = 0.0
     is_failing: bool = False
     is_drained: bool = False
+    is_probed: bool = False
 
     @property
     def has_room(self) -> bool:
@@ -62,8 +64,10 @@ class Health:
         return self.max_concurrency is None or self.in_flight < self.max_concurrency
 
     def admits(self, now_s: float) -> bool:
-        """It is not drained, and its circuit lets a request pass. `now_s` is monotonic."""
-        return not self.is_drained and self.circuit.admits(now_s)
+        """It is not drained, and its circuit lets an exchange pass. `now_s` is monotonic."""
+        if self.is_drained or (self.is_probed and self.circuit.is_open):
+            return False
+        return self.circuit.admits(now_s)
 
     def may_retry(self, now_s: float) -> bool:
         """It may be asked what another, or itself, has just failed to do: one that fails only within its budget."""

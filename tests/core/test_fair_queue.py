@@ -253,3 +253,21 @@ def test_a_pop_is_cheap_with_ten_thousand_waiting() -> None:
     median_us, slowest_us = statistics.median(took_s) * 1e6, statistics.quantiles(took_s, n=1000)[-1] * 1e6
     print(f"\npop, 10,000 waiting of 1,000 keys at two places: median {median_us:.1f} us, p99.9 {slowest_us:.1f} us")
     assert median_us < 200
+
+
+def test_who_fills_the_queue_makes_room_for_others_until_they_have_as_many() -> None:
+    queue: FairQueue[str] = FairQueue(max_waiting=6, max_bytes=1000)
+    for number in range(6):
+        assert queue.push("flood", 1, f"flood-{number}", frozenset({"up"}), 1)
+    made_room = []
+    for number in range(4):
+        if not queue.push("quiet", 1, f"quiet-{number}", frozenset({"up"}), 1):
+            crowder = queue.crowder("quiet")
+            if crowder is None:
+                break
+            made_room.append(crowder)
+            assert queue.remove(crowder)
+            assert queue.push("quiet", 1, f"quiet-{number}", frozenset({"up"}), 1)
+    assert made_room == ["flood-5", "flood-4", "flood-3"]
+    assert queue.crowder("flood") is None
+    assert FairQueue[str](max_waiting=0, max_bytes=0).crowder("any") is None

@@ -1,0 +1,85 @@
+"""What an exchange asks of the upstreams, and what it gets: a place at one of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from proxy.core.circuit import Ticket
+    from proxy.phases.route import Route
+    from proxy.phases.upstreams import Upstream
+
+# an upstream that says so is overloaded or broken; a 429 is about a key
+FAILED_STATUSES: Final = frozenset({500, 502, 503, 504, 529})
+
+
+@dataclass(slots=True)
+class Ask:
+    """What an exchange wants: a place on one of `routes`, rather on none of the `tried`.
+
+    `waits` is called when it has to wait. `spends`: an upstream that fails at present may
+    only be asked within its retry budget, because one has worked on it in vain already.
+    """
+
+    key_id: str
+    weight: float
+    size_bytes: int
+    routes: Sequence[Route]
+    waits: Callable[[], None]
+    tried: set[Route] = field(default_factory=set)
+    spends: bool = False
+
+
+class Keeper(Protocol):
+    """Who keeps the places, and learns through them how upstreams are doing."""
+
+    def answered(self, place: Place, ticket: Ticket, status: int, retry_after_s: float | None) -> None:
+        """The upstream answered with a status that is no failure of its own."""
+
+    def failed(self, place: Place, ticket: Ticket) -> None:
+        """The upstream failed, before its answer or in the middle of it."""
+
+    def left(self, place: Place, ticket: Ticket, taken_s: float) -> None:
+        """The place is free again; it was taken at `taken_s`."""
+
+
+class Place:
+    """A turn at an upstream, from before it is asked until its answer is over. Whoever holds it calls `leave`."""
+
+    __slots__ = ("_has_failed", "_keeper", "_taken_s", "_ticket", "api_key", "route", "was_asked")
+
+    def __init__(self, keeper: Keeper, route: Route, ticket: Ticket, api_key: int, taken_s: float) -> None:
+        self.route = route
+        self.api_key = api_key
+        self._keeper = keeper
+        self._ticket = ticket
+        self._has_failed = False
+        self.was_asked = False  # the upstream was given the request
+        self._taken_s: float | None = taken_s
+
+    @property
+    def upstream(self) -> Upstream:
+        """Where it is."""
+        return self.route.upstream
+
+    def answered(self, status: int, retry_after_s: float | None) -> None:
+        """The upstream answered so; `retry_after_s` is what it asked for, if anything."""
+        if status in FAILED_STATUSES:
+            self.failed()
+        else:
+            self._keeper.answered(self, self._ticket, status, retry_after_s)
+
+    def failed(self) -> None:
+        """It failed, before its answer or in the middle of it."""
+        if not self._has_failed:
+            self._has_failed = True
+            self._keeper.failed(self, self._ticket)
+
+    def leave(self) -> None:
+        """Give the place to the next one; idempotent. Without a word before, nothing was learned of the upstream."""
+        taken_s, self._taken_s = self._taken_s, None
+        if taken_s is not None:
+            self._keeper.left(self, self._ticket, taken_s)
