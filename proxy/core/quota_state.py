@@ -8,27 +8,28 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from proxy.core.quota import LEASE_MS, Demand, Granted, Limits, Refused, Reservation, amount_of, bounded, counter_name
+from proxy.core.quota import Demand, Granted, Limits, Refused, Reservation, amount_of, bounded, counter_name
 from proxy.core.quota_windows import Counter, advanced, charged, end_ms, standing, used, wait_ms
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-FORGET_MS: Final = 86_400_000
-"""An exchange that was not renewed for so long is not awaited any more: what it reserved stays charged."""
+_IN_FLIGHT_MS: Final = 30_000
+"""How long a key with exchanges in flight is not looked at: most of them are over by then."""
 
 
 @dataclass(slots=True)
 class KeyState:
-    """The counters of a key by `counter_name`, and its exchanges in flight by id, each with the end of its lease.
+    """The counters of a key by `counter_name`, and the ids of its exchanges in flight.
 
-    `slots` are in the order of their ends; `lapsed` are those whose lease ran out, and that may still be settled.
-    `look_ms` is when looking whether any of this still counts is worth it.
+    `slots` are those that hold one; `released` have given theirs back, and are still to be settled. There is no lease:
+    who holds a slot is in the same process, and dies with this. `look_ms` is when looking whether any of this still
+    counts is worth it.
     """
 
     counters: dict[str, Counter] = field(default_factory=dict)
-    slots: dict[str, int] = field(default_factory=dict)
-    lapsed: dict[str, int] = field(default_factory=dict)
+    slots: set[str] = field(default_factory=set)
+    released: set[str] = field(default_factory=set)
     look_ms: int = 0
 
 
@@ -37,7 +38,6 @@ def reserve(  # noqa: PLR0917 - the arguments of `QuotaStore.reserve`, between w
 ) -> Granted | Refused:
     """Charge `demand` to every window and take a slot, or leave everything as it was."""
     demand = bounded(demand)
-    _lapse(state, now_ms)
     is_admitted = limits.concurrency is None or len(state.slots) < limits.concurrency
     counters = []
     for limit in limits.windows:
@@ -54,7 +54,7 @@ def reserve(  # noqa: PLR0917 - the arguments of `QuotaStore.reserve`, between w
         state.counters[counter_name(limit)] = counter
         standings.append(standing(limit, counter, now_ms))
         buckets.append(bucket)
-    state.slots[reservation_id] = now_ms + LEASE_MS
+    state.slots.add(reservation_id)
     return Granted(Reservation(reservation_id, key_id, limits, demand, tuple(buckets)), tuple(standings))
 
 
@@ -77,7 +77,11 @@ def settle(state: KeyState, reservation: Reservation, in_the_end: Demand) -> boo
 
     Each window is corrected in the bucket that was charged; where that bucket is over, there is nothing to correct.
     """
-    if state.slots.pop(reservation.id, None) is None and state.lapsed.pop(reservation.id, None) is None:
+    if reservation.id in state.slots:
+        state.slots.remove(reservation.id)
+    elif reservation.id in state.released:
+        state.released.remove(reservation.id)
+    else:
         return False
     in_the_end = bounded(in_the_end)
     for limit, bucket in zip(reservation.limits.windows, reservation.buckets, strict=True):
@@ -88,10 +92,11 @@ def settle(state: KeyState, reservation: Reservation, in_the_end: Demand) -> boo
     return True
 
 
-def renew(state: KeyState, reservation_id: str, now_ms: int) -> None:
-    """Begin a new lease, also where the last one has run out; unless the exchange was settled."""
-    if state.slots.pop(reservation_id, None) is not None or state.lapsed.pop(reservation_id, None) is not None:
-        state.slots[reservation_id] = now_ms + LEASE_MS
+def release(state: KeyState, reservation_id: str) -> None:
+    """Free the slot of an exchange that is still to be settled; unless it was settled or has given it back."""
+    if reservation_id in state.slots:
+        state.slots.remove(reservation_id)
+        state.released.add(reservation_id)
 
 
 def prune(state: KeyState, now_ms: int) -> int:
@@ -99,21 +104,9 @@ def prune(state: KeyState, now_ms: int) -> int:
 
     While an exchange is in flight its counters are kept, empty ones too: it may yet be charged to them.
     """
-    _lapse(state, now_ms)
-    for reservation_id in [one for one, lapsed_ms in state.lapsed.items() if lapsed_ms + FORGET_MS <= now_ms]:
-        del state.lapsed[reservation_id]
-    if state.slots or state.lapsed:
-        return now_ms + LEASE_MS
+    if state.slots or state.released:
+        return now_ms + _IN_FLIGHT_MS
     for name, counter in list(state.counters.items()):
         if end_ms(counter) <= now_ms or not (counter.current or counter.previous):
             del state.counters[name]
     return max(map(end_ms, state.counters.values()), default=0)
-
-
-def _lapse(state: KeyState, now_ms: int) -> None:
-    """Set aside the exchanges whose leases have run out. They stand first, so that others cost nothing."""
-    while state.slots:
-        reservation_id = next(iter(state.slots))
-        if state.slots[reservation_id] > now_ms:
-            return
-        state.lapsed[reservation_id] = state.slots.pop(reservation_id)

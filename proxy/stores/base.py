@@ -95,15 +95,23 @@ class QuotaStore(Protocol):
     async def settle(self, reservation: Reservation, used: Demand) -> None:
         """Replace what was reserved by what was used, in the buckets of the reservation, and free the slot.
 
-        Happens once, however often it is called, also after the slot's lease has run out. More than was reserved is
-        charged in full. A bucket that no longer counts is left alone. Never raises: what an unreachable store could
-        not be told is kept, within bounds, and repeated in the background.
+        Happens once, however often it is called, also after the slot was released or its lease has run out. More than
+        was reserved is charged in full. A bucket that no longer counts is left alone. Never raises: what an unreachable
+        store could not be told is kept, within bounds, and repeated in the background.
+        """
+
+    async def release(self, reservation: Reservation) -> None:
+        """Free the slot now, while what was reserved stays charged until `settle` replaces it.
+
+        For an exchange that nobody waits for any more, but whose use is still being found out. Changes nothing the
+        second time, nor once it is settled. Never raises: what the store could not be told, settling does.
         """
 
     async def renew(self, reservations: Sequence[Reservation]) -> None:
-        """Keep the slots of these exchanges for another `LEASE_MS`. Never raises.
+        """Keep the slots of these exchanges for another `LEASE_MS`, where slots have leases. Never raises.
 
-        A slot whose lease has run out, or that the store has lost, is taken again; that of a settled one is not.
+        A slot whose lease has run out, or that the store has lost, is taken again; one that was released is not, nor
+        that of a settled exchange.
         """
 
 

@@ -62,13 +62,18 @@ class MemoryQuotaStore:
         if state is not None:
             quota_state.settle(state, reservation, used)
 
-    async def renew(self, reservations: Sequence[Reservation]) -> None:
+    async def release(self, reservation: Reservation) -> None:
         """As the protocol says."""
-        now_ms = self._clock_ms()
-        for reservation in reservations:
-            state = self._states.get(reservation.key_id)
-            if state is not None:
-                quota_state.renew(state, reservation.id, now_ms)
+        self.release_now(reservation)
+
+    def release_now(self, reservation: Reservation) -> None:
+        """`release` for who cannot wait."""
+        state = self._states.get(reservation.key_id)
+        if state is not None:
+            quota_state.release(state, reservation.id)
+
+    async def renew(self, reservations: Sequence[Reservation]) -> None:
+        """Nothing to do: slots here have no lease. Who holds one ends with this store, and a pause harms neither."""
 
     def _unknown(self, key_id: str, limits: Limits) -> list[Limit]:
         """The limits by the calendar of which nothing is known. An earlier window is enough: this store saw it end."""

@@ -8,6 +8,7 @@ settled: every call may be repeated after a lost answer, and counts once.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import logging
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -27,7 +28,7 @@ from proxy.core.quota import (
     bounded,
     counter_name,
 )
-from proxy.core.quota_state import FORGET_MS, refused
+from proxy.core.quota_state import refused
 from proxy.core.quota_windows import Counter, standing
 from proxy.stores.redis_link import Call, RedisLink, Script, StoreAwayError
 from proxy.stores.redis_unsettled import Settlement, Unsettled
@@ -43,7 +44,11 @@ if TYPE_CHECKING:
 _log = logging.getLogger("sluice.store")
 
 DEFAULT_TIMEOUT_S: Final = 0.25
+FORGET_MS: Final = 86_400_000
+"""An exchange that was not renewed for so long is not awaited any more: what it reserved stays charged."""
+
 _RENEW_BATCH: Final = 200
+_RECALLS: Final = 3  # Redis may be emptied, or a window end, between a recall and what follows it
 _LEAST_RETRY_S: Final = 1.0
 _UNKNOWN_BUCKET: Final = -1
 
@@ -73,9 +78,11 @@ class RedisQuotaStore:
         self._clock = clock
         self._allow = allow
         self._recall = recall
+        self._recalls = int(recall is not None)  # the word that tells scripts
         self._prefix = prefix
         self._reserve = Script("reserve")
         self._renew = Script("renew")
+        self._release = Script("release")
         self._restore = Script("restore")
         self._tasks = BackgroundTasks()
         self._unsettled = Unsettled(self._link, self._tasks, clock)
@@ -89,8 +96,12 @@ class RedisQuotaStore:
 
     @property
     def is_away(self) -> bool:
-        """Redis, or a node of its cluster, did not answer for some time and is not being asked: for `/readyz`."""
+        """Redis, or a node of its cluster, has not answered for some time, or never has: for `/readyz`."""
         return self._link.is_away
+
+    async def probe(self) -> bool:
+        """Ask Redis for a sign of life, unless it is known to be away; whether it gave one in time. Never raises."""
+        return await self._link.probe()
 
     async def reserve(self, reservation_id: str, key_id: str, limits: Limits, demand: Demand) -> Granted | Refused:
         """As the protocol says, also after a lost answer: what it may have reserved is given back."""
@@ -115,9 +126,16 @@ class RedisQuotaStore:
         if not reservation.unchecked:
             await self._unsettled.settle(self._settlement(reservation, bounded(used)))
 
+    async def release(self, reservation: Reservation) -> None:
+        """As the protocol says."""
+        if not reservation.unchecked:
+            # else the slot is free when the exchange is settled
+            with contextlib.suppress(StoreAwayError):
+                await self._link.ask(self._keeping(self._release, reservation))
+
     async def renew(self, reservations: Sequence[Reservation]) -> None:
         """As the protocol says, in one round trip for many. A Redis that was emptied learns of them again."""
-        calls = [self._renewal(reservation) for reservation in reservations if not reservation.unchecked]
+        calls = [self._keeping(self._renew, one) for one in reservations if not one.unchecked]
         for first in range(0, len(calls), _RENEW_BATCH):
             answers = await self._link.ask_all(calls[first : first + _RENEW_BATCH])
             if None in answers:
@@ -130,29 +148,30 @@ class RedisQuotaStore:
         await self._link.close()
 
     async def _admit(self, reservation: Reservation) -> Granted | Refused:
-        answer = await self._ask_to_reserve(reservation, may_begin=self._recall is None)
-        if answer.verdict == "missing" and self._recall is not None:
+        answer = await self._ask_to_reserve(reservation)
+        for _ in range(_RECALLS):
+            if answer.verdict != "missing" or self._recall is None:
+                break
             await self._recall_missing(self._recall, reservation, answer)
-            answer = await self._ask_to_reserve(reservation, may_begin=True)
+            answer = await self._ask_to_reserve(reservation)
         _, _, limits, demand, *_ = reservation
         if answer.verdict == "granted":
             pairs = zip(limits.windows, answer.counters, strict=True)
             standings = tuple([standing(limit, counter, answer.now_ms) for limit, counter in pairs])
             return Granted(reservation._replace(buckets=answer.buckets), standings)
-        if answer.verdict == "over":
-            # it was withdrawn after its answer was lost, and arrived only now
+        if answer.verdict in {"over", "missing"}:
+            # it was withdrawn after its answer was lost, and arrived only now; or Redis does not keep what it is told
             raise StoreAwayError(asked=False, retry_in_s=0)
         return refused(limits, demand, answer.counters, answer.now_ms)
 
-    async def _ask_to_reserve(self, reservation: Reservation, *, may_begin: bool) -> Answer:
-        call = self.reserving(reservation, may_begin=may_begin)
-        return read_answer(await self._link.ask(call), reservation.limits)
+    async def _ask_to_reserve(self, reservation: Reservation) -> Answer:
+        return read_answer(await self._link.ask(self.reserving(reservation)), reservation.limits)
 
-    def reserving(self, reservation: Reservation, *, may_begin: bool) -> Call:
+    def reserving(self, reservation: Reservation) -> Call:
         """The call that reserves."""
         id_, _, limits, demand, *_ = reservation
         words: list[str | int] = [LEASE_MS, -1 if limits.concurrency is None else limits.concurrency, FORGET_MS]
-        words.append(int(may_begin))
+        words.append(self._recalls)
         for limit in limits.windows:
             words += (_window_word(limit), limit.amount, amount_of(demand, limit.kind))
         return Call(self._reserve, self._keys(reservation), id_, words)
@@ -184,17 +203,18 @@ class RedisQuotaStore:
         self._unsettled.settle_later(self._settlement(reservation, Demand()))
 
     def _settlement(self, reservation: Reservation, used: Demand) -> Settlement:
-        words: list[str | int] = []
+        words: list[str | int] = [self._recalls]
         for limit, bucket in self._charges(reservation):
             words += (_window_word(limit), amount_of(reservation.demand, limit.kind), amount_of(used, limit.kind))
             words.append(bucket)
         return Settlement(reservation.id, self._keys(reservation), words, self._clock())
 
-    def _renewal(self, reservation: Reservation) -> Call:
-        words: list[str | int] = [LEASE_MS, FORGET_MS]
+    def _keeping(self, script: Script, reservation: Reservation) -> Call:
+        """The call that keeps a reservation, with its slot or without."""
+        words: list[str | int] = [LEASE_MS, FORGET_MS, self._recalls]
         for limit, bucket in self._charges(reservation):
             words += (_window_word(limit), amount_of(reservation.demand, limit.kind), bucket)
-        return Call(self._renew, self._keys(reservation), reservation.id, words)
+        return Call(script, self._keys(reservation), reservation.id, words)
 
     def _charges(self, reservation: Reservation) -> Iterator[tuple[Limit, int]]:
         windows = reservation.limits.windows

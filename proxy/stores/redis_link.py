@@ -11,12 +11,14 @@ import contextlib
 import functools
 import hashlib
 import logging
+import re
 from importlib import resources
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from redis.asyncio import RedisCluster
+from redis.crc import REDIS_CLUSTER_HASH_SLOTS
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import NoScriptError, SlotNotCoveredError
+from redis.exceptions import NoScriptError, ResponseError, SlotNotCoveredError
 
 from proxy.stores.breaker import Circuit
 from proxy.stores.redis_client import open_client
@@ -32,6 +34,12 @@ _log = logging.getLogger("sluice.store")
 CONNECTIONS: Final = 32
 """Of a worker, at most: a call takes a tenth of a millisecond, so that more would wait for the event loop anyway."""
 
+# https://redis.io/docs/latest/develop/reference/protocol-spec/#simple-errors: an error begins with its code, and with
+# Redis 6 one within a script stands somewhere in the text. redis-py cuts off the codes it knows.
+_AWAY: Final = re.compile(
+    r"\b(ASK|BUSY|CLUSTERDOWN|LOADING|MASTERDOWN|MISCONF|MOVED|NOAUTH|NOPERM|NOREPLICAS|OOM|READONLY|TRYAGAIN)\b"
+)
+
 
 class Script:
     """A Lua script of `proxy/stores/lua`, with what all of them share before it."""
@@ -45,7 +53,7 @@ class Script:
 
 
 class StoreAwayError(Exception):
-    """The store gave no answer. `asked` tells whether it may have acted all the same."""
+    """The store gave no answer, or an error. `asked` tells whether it may have acted all the same."""
 
     def __init__(self, *, asked: bool, retry_in_s: float) -> None:
         super().__init__("the store gave no answer")
@@ -114,11 +122,14 @@ class RedisLink:
         self._seen = seen
         self._room = asyncio.Semaphore(connections)
         self._circuits: dict[str, Circuit] = {}
+        self._has_answered: bool | None = None  # None before it was ever asked
 
     @property
     def is_away(self) -> bool:
-        """A node did not answer several times in a row, nor has it since."""
-        return any(circuit.is_open for circuit in self._circuits.values())
+        """Nothing has ever answered; or a node did not several times in a row, nor has it since."""
+        return self._has_answered is False or any(
+            circuit.is_open and self._is_asked(node) for node, circuit in self._circuits.items()
+        )
 
     @property
     def retry_in_s(self) -> float:
@@ -130,19 +141,30 @@ class RedisLink:
         """The script's answer. Raises `StoreAwayError` after `timeout_s` at most."""
         return await self._bounded(self._node_of(call), call.script.name, functools.partial(self._run, call))
 
-    async def ask_all(self, calls: Sequence[Call]) -> list[Any]:
-        """All answers, of one round trip to each node; None for a call that failed. Never raises."""
+    async def ask_all(self, calls: Sequence[Call], *, force: bool = False) -> list[Any]:
+        """All answers, of one round trip to each node; None for a call that failed. Never raises.
+
+        `force` asks also where nothing answered for some time.
+        """
         answers: dict[Call, Any] = {}
         by_node: dict[str, list[Call]] = {}
         for call in calls:
             by_node.setdefault(self._node_of(call), []).append(call)
         for node, batch in by_node.items():
-            try:
-                found = await self._bounded(node, batch[0].script.name, functools.partial(self._run_all, batch))
-            except StoreAwayError:
-                continue
-            answers.update(zip(batch, found, strict=True))
+            work = functools.partial(self._run_all, batch)
+            with contextlib.suppress(StoreAwayError):
+                answers.update(await self._bounded(node, batch[0].script.name, work, force=force))
         return [answers.get(call) for call in calls]
+
+    async def probe(self) -> bool:
+        """Ask for a sign of life, of a cluster that of one node; whether it came. Never raises."""
+        known = self._client.get_default_node() if isinstance(self._client, RedisCluster) else None
+        ping = functools.partial(self._client.execute_command, "PING")
+        try:
+            await self._bounded("" if known is None else known.name, "probe", functools.partial(_twice, ping))
+        except StoreAwayError:
+            return False
+        return True
 
     async def close(self) -> None:
         """End all connections."""
@@ -162,38 +184,58 @@ class RedisLink:
                 return "" if node is None else node.name
         return ""
 
-    async def _bounded(self, node: str, operation: str, work: Callable[[], Awaitable[Any]]) -> Any:
+    def _is_asked(self, node: str) -> bool:
+        """Whether calls may still go there: a node may have left its cluster, and "" has only what no node has."""
+        client = self._client
+        if not isinstance(client, RedisCluster):
+            return True
+        if not node:
+            return len(client.nodes_manager.slots_cache) < REDIS_CLUSTER_HASH_SLOTS
+        return client.get_node(node_name=node) is not None
+
+    async def _bounded(
+        self, node: str, operation: str, work: Callable[[], Awaitable[Any]], *, force: bool = False
+    ) -> Any:
         circuit = self._circuits.setdefault(node, Circuit())
         began_s = self._clock()
-        if not circuit.admits(began_s):
+        if not force and not circuit.admits(began_s):
             self._seen(operation, 0.0, "circuit_open")
             raise StoreAwayError(asked=False, retry_in_s=circuit.retry_in_s(began_s))
         try:
             async with Deadline(self._timeout_s), self._room:
+                if isinstance(self._client, RedisCluster):
+                    # at once if it knows its nodes; a call that comes before would go anywhere
+                    _ = await self._client.initialize()
                 answer = await work()
         except Exception as error:
-            self._failed(circuit, error)
+            if _is_answer(error):
+                self._answered(circuit)
+                _log.warning("the quota store answers with an error: %s", type(error).__name__)
+            else:
+                self._failed(circuit, error)
             self._seen(operation, self._clock() - began_s, type(error).__name__)
             raise StoreAwayError(asked=True, retry_in_s=circuit.retry_in_s(self._clock())) from error
-        if circuit.is_open:
-            _log.warning("the quota store answers again")
-        circuit.succeeded()
+        self._answered(circuit)
         self._seen(operation, self._clock() - began_s, None)
         return answer
+
+    def _answered(self, circuit: Circuit) -> None:
+        if circuit.is_open or self._has_answered is False:
+            _log.warning("the quota store answers again")
+        circuit.succeeded()
+        self._has_answered = True
 
     def _failed(self, circuit: Circuit, error: Exception) -> None:
         was_open = circuit.is_open
         circuit.failed(self._clock())
-        if circuit.is_open and not was_open:
+        is_first = self._has_answered is None
+        if is_first or (self._has_answered and circuit.is_open and not was_open):
             # the type only: messages name hosts and users
             _log.error("the quota store does not answer: %s", type(error).__name__)
+        self._has_answered = bool(self._has_answered)
 
     async def _run(self, call: Call) -> Any:
-        try:
-            return await self._run_once(call)
-        except RedisConnectionError:
-            # a connection from before a restart or failover; the pool finds out when it is used
-            return await self._run_once(call)
+        return await _twice(functools.partial(self._run_once, call))
 
     async def _run_once(self, call: Call) -> Any:
         try:
@@ -201,21 +243,35 @@ class RedisLink:
         except NoScriptError:
             return await self._client.execute_command(*call.by_text())
 
-    async def _run_all(self, calls: Sequence[Call]) -> list[Any]:
-        try:
-            answers = await self._run_batch(calls)
-        except RedisConnectionError:
-            answers = await self._run_batch(calls)
+    async def _run_all(self, calls: Sequence[Call]) -> dict[Call, Any]:
+        """The answers to the calls that had one other than an error. Raises an error if that is none."""
+        answers = await _twice(functools.partial(self._run_batch, calls))
         for place, answer in enumerate(answers):
             if isinstance(answer, NoScriptError):
                 answers[place] = await self._client.execute_command(*calls[place].by_text())
         failures = [answer for answer in answers if isinstance(answer, Exception)]
         if len(failures) == len(answers):
-            raise failures[0]
-        return [None if isinstance(answer, Exception) else answer for answer in answers]
+            raise next((failure for failure in failures if not _is_answer(failure)), failures[0])
+        for failure in failures:
+            _log.warning("the quota store answers with an error: %s", type(failure).__name__)
+            self._seen(calls[0].script.name, 0.0, type(failure).__name__)
+        return {call: answer for call, answer in zip(calls, answers, strict=True) if not isinstance(answer, Exception)}
 
     async def _run_batch(self, calls: Sequence[Call]) -> list[Any]:
         pipeline = self._client.pipeline(transaction=False)
         for call in calls:
             pipeline.execute_command(*call.by_digest())
         return list(await pipeline.execute(raise_on_error=False))
+
+
+async def _twice(work: Callable[[], Awaitable[Any]]) -> Any:
+    """Do it; and again if a connection was lost: one from before a restart or failover is found out when it is used."""
+    try:
+        return await work()
+    except RedisConnectionError:
+        return await work()
+
+
+def _is_answer(error: Exception) -> bool:
+    """Whether an error is one call's answer, say for what somebody else has stored there, and not about the store."""
+    return isinstance(error, ResponseError) and not _AWAY.search(f"{error.status_code} {error}")

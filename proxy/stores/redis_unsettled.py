@@ -27,20 +27,20 @@ _PAUSE_S: Final = 0.25
 
 
 class Settlement:
-    """One exchange to settle. `words` are what `settle.lua` wants of its windows."""
+    """One exchange to settle, which ended at `ended_s`. `words` are what `settle.lua` wants of its windows."""
 
-    __slots__ = ("_began_s", "_keys", "_words", "id")
+    __slots__ = ("_ended_s", "_keys", "_words", "id")
 
-    def __init__(self, reservation_id: str, keys: Sequence[str], words: Sequence[Word], began_s: float) -> None:
+    def __init__(self, reservation_id: str, keys: Sequence[str], words: Sequence[Word], ended_s: float) -> None:
         self.id = reservation_id
         self._keys = keys
         self._words = words
-        self._began_s = began_s
+        self._ended_s = ended_s
 
     def call(self, script: Script, now_s: float) -> Call:
         """The call for it. A late one may have been done and forgotten, so that it corrects what is open, no more."""
-        late = (now_s - self._began_s) * 1000 > REMEMBERED_MS / 2
-        return Call(script, self._keys, self.id, (REMEMBERED_MS, int(late), *self._words))
+        age_ms = int((now_s - self._ended_s) * 1000)
+        return Call(script, self._keys, self.id, (REMEMBERED_MS, age_ms, *self._words))
 
 
 class Unsettled:
@@ -78,12 +78,17 @@ class Unsettled:
         self._repeat()
 
     async def close(self) -> None:
-        """Try once more what is left; what fails now is lost, and stays charged as it was reserved."""
+        """Try what is left once more, even if the store was away; what fails now stays charged as it was reserved."""
         if self._repeating is not None:
             self._repeating.cancel()
             await asyncio.wait((self._repeating,))
-        while self._kept and await self._try_batch():
-            continue
+        left = len(self._kept)
+        if left:
+            await self._try_batch(force=True)
+        # a batch that delivers nothing is the last: its nodes are away
+        while 0 < len(self._kept) < left:
+            left = len(self._kept)
+            await self._try_batch()
         if self._kept:
             _log.error("%d settlements of quotas could not be delivered", len(self._kept))
 
@@ -102,11 +107,11 @@ class Unsettled:
             if not await self._try_batch():
                 await asyncio.sleep(max(_PAUSE_S, self._link.retry_in_s))
 
-    async def _try_batch(self) -> bool:
-        """Whether the store answered all of it."""
+    async def _try_batch(self, *, force: bool = False) -> bool:
+        """Whether the store answered all of it. `force` asks also a store that is known to be away."""
         batch = list(self._kept.values())[:_BATCH]
         now_s = self._clock()
-        answers = await self._link.ask_all([one.call(self._script, now_s) for one in batch])
+        answers = await self._link.ask_all([one.call(self._script, now_s) for one in batch], force=force)
         for one, answer in zip(batch, answers, strict=True):
             if self._kept.pop(one.id, None) is not None and answer is None:
                 # behind the others: a node of a cluster that is away holds up nobody else

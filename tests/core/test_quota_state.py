@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from proxy.core.quota import LEASE_MS, Calendar, Demand, Granted, Kind, Limit, Limits, counter_name
-from proxy.core.quota_state import FORGET_MS, KeyState, prune, refused, renew, reserve, settle
+from proxy.core.quota import Calendar, Demand, Granted, Kind, Limit, Limits, counter_name
+from proxy.core.quota_state import KeyState, prune, refused, release, reserve, settle
 from proxy.core.quota_windows import Counter
 from tests.fakes.quotas import START_MS
 
@@ -42,21 +42,27 @@ def test_what_a_store_has_lost_is_not_taken_back_below_nothing() -> None:
     assert state.counters == {counter_name(DAILY): Counter(Calendar.DAY, reservation.buckets[1], 0)}
 
 
-def test_slots_stand_in_the_order_of_their_ends() -> None:
+def test_a_slot_is_released_while_its_exchange_is_still_to_be_settled() -> None:
     state = KeyState()
-    reservations = [taken(state, START_MS + number, f"exc_{number}").reservation for number in range(3)]
-    renew(state, reservations[0].id, START_MS + 10)
-    assert list(state.slots.items()) == [(f"exc_{n}", START_MS + LEASE_MS + at) for n, at in ((1, 1), (2, 2), (0, 10))]
-    prune(state, START_MS + LEASE_MS + 2)
-    assert list(state.slots) == ["exc_0"]
-    assert list(state.lapsed) == ["exc_1", "exc_2"]
+    reservation = taken(state, START_MS).reservation
+    for _ in range(2):
+        release(state, reservation.id)
+        assert (state.slots, state.released) == (set(), {"exc_1"})
+    assert state.counters[counter_name(TOKENS)].current == 10
+    assert settle(state, reservation, Demand(1, 4))
+    assert state.counters[counter_name(TOKENS)].current == 4
+    assert not settle(state, reservation, Demand())
+    release(state, reservation.id)
+    assert (state.slots, state.released) == (set(), set())
 
 
 def test_pruning_says_when_to_look_again() -> None:
     state = KeyState()
     assert prune(state, START_MS) == 0
     reservation = taken(state, START_MS).reservation
-    assert prune(state, START_MS) == START_MS + LEASE_MS
+    assert prune(state, START_MS) == START_MS + 30_000
+    release(state, reservation.id)
+    assert prune(state, START_MS) == START_MS + 30_000
     settle(state, reservation, DEMAND)
     midnight_ms = (START_MS // 86_400_000 + 1) * 86_400_000
     assert prune(state, START_MS) == midnight_ms + 60_000  # the last minute of the day counts in the next one
@@ -74,16 +80,14 @@ def test_counters_that_stand_at_nothing_are_forgotten_once_nobody_may_charge_the
     assert state.counters == {}
 
 
-def test_an_exchange_that_was_not_renewed_for_a_day_is_forgotten_and_stays_charged() -> None:
+def test_an_exchange_in_flight_is_never_forgotten() -> None:
     state = KeyState()
-    reservation = reserve(state, "exc_1", "team-a", Limits((Limit(Kind.TOKENS, 99, Calendar.YEAR),)), DEMAND, START_MS)
-    assert isinstance(reservation, Granted)
-    forgotten_ms = START_MS + LEASE_MS + FORGET_MS
-    prune(state, forgotten_ms - 1)
-    assert state.lapsed
-    prune(state, forgotten_ms)
-    assert not settle(state, reservation.reservation, Demand())
-    assert [counter.current for counter in state.counters.values()] == [10]
+    reservation = taken(state, START_MS).reservation
+    year_ms = START_MS + 365 * 86_400_000
+    assert prune(state, year_ms) > year_ms
+    assert state.slots == {"exc_1"}
+    assert len(state.counters) == 2
+    assert settle(state, reservation, Demand())
 
 
 def test_a_refusal_can_be_told_from_counters_of_anywhere() -> None:

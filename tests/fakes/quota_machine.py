@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, MultipleResults, RuleBasedStateMachine, consumes, invariant, multiple, rule
 
 from proxy.core.quota import LEASE_MS, Calendar, Demand, Granted, Kind, Limit, Limits, Refused
-from proxy.core.quota_state import FORGET_MS
 from tests.fakes.quotas import Charge, QuotaStage, Recount, amount
 
 if TYPE_CHECKING:
@@ -47,7 +46,7 @@ class QuotaMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.stage = self.open_stage()
-        self.recount = Recount()
+        self.recount = Recount(self.stage.lease_ms)
         self.ids = (f"exc_{number}" for number in itertools.count())
 
     def open_stage(self) -> QuotaStage:
@@ -114,9 +113,7 @@ class QuotaMachine(RuleBasedStateMachine):
 
     @rule(charge=charges, used=USED)
     def settle(self, charge: Charge, used: Demand) -> None:
-        """Also a second time, which changes nothing. One that was forgotten is left alone."""
-        if charge.is_open and charge.lease_end_ms + FORGET_MS <= self.stage.now_ms():
-            return
+        """Also a second time, which changes nothing."""
         self.run(self.stage.store.settle(charge.reservation, used))
         if charge.is_open:
             charge.demand, charge.is_open = used, False
@@ -128,11 +125,15 @@ class QuotaMachine(RuleBasedStateMachine):
 
     @rule(renewed=st.lists(charges, max_size=3))
     def renew(self, renewed: list[Charge]) -> None:
-        now_ms = self.stage.now_ms()
-        renewed = [charge for charge in renewed if not charge.is_open or charge.lease_end_ms + FORGET_MS > now_ms]
         self.run(self.stage.store.renew([charge.reservation for charge in renewed]))
         for charge in renewed:
-            charge.lease_end_ms = now_ms + LEASE_MS
+            charge.lease_end_ms = self.stage.now_ms() + self.stage.lease_ms
+
+    @rule(charge=charges)
+    def release(self, charge: Charge) -> None:
+        """Also a second time, and of one that is settled or whose lease has run out."""
+        self.run(self.stage.store.release(charge.reservation))
+        charge.is_released = True
 
     @rule(milliseconds=PASSING_MS)
     def time_passes(self, milliseconds: int) -> None:

@@ -21,11 +21,15 @@ START_MS = int(datetime(2026, 1, 31, 23, 59, 30, 123_000, UTC).timestamp() * 100
 
 @dataclass
 class QuotaStage:
-    """A store under test. `advance` lets so many milliseconds pass for it; `now_ms` is its own time."""
+    """A store under test. `advance` lets so many milliseconds pass for it; `now_ms` is its own time.
+
+    `lease_ms` is how long it keeps a slot that is not renewed.
+    """
 
     store: QuotaStore
     now_ms: Callable[[], int]
     advance: Callable[[int], None]
+    lease_ms: float = LEASE_MS
 
 
 @dataclass
@@ -48,8 +52,9 @@ class Charge:
     reservation: Reservation
     at_ms: int
     demand: Demand
-    lease_end_ms: int
+    lease_end_ms: float
     is_open: bool = True
+    is_released: bool = False
 
 
 def amount(demand: Demand, kind: Kind) -> int:
@@ -64,6 +69,7 @@ def same_counter(limit: Limit, other: Limit) -> bool:
 class Recount:
     """Every charge there was. Nothing is kept but the list: each question is answered by going through all of it."""
 
+    lease_ms: float
     charges: list[Charge] = field(default_factory=list)
 
     def used(self, key_id: str, limit: Limit, now_ms: int) -> int:
@@ -85,7 +91,7 @@ class Recount:
     def slots(self, key_id: str, now_ms: int) -> int:
         """How many exchanges of a key hold a slot."""
         return sum(
-            charge.is_open and charge.lease_end_ms > now_ms
+            charge.is_open and not charge.is_released and charge.lease_end_ms > now_ms
             for charge in self.charges
             if charge.reservation.key_id == key_id
         )
@@ -103,7 +109,7 @@ class Recount:
 
     def grant(self, granted: Granted, now_ms: int) -> Charge:
         reservation = granted.reservation
-        charge = Charge(reservation, now_ms, reservation.demand, now_ms + LEASE_MS)
+        charge = Charge(reservation, now_ms, reservation.demand, now_ms + self.lease_ms)
         self.charges.append(charge)
         return charge
 

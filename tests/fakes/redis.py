@@ -182,7 +182,7 @@ def manual_stage(url: str) -> tuple[QuotaStage, RedisQuotaStore]:
     """A store whose scripts read the time where the test puts it, not from Redis's clock."""
     store = open_store(url)
     clock = _StoredClock(url, f"{store._prefix}:clock")
-    for script in (store._reserve, store._renew, store._restore, store._unsettled._script):
+    for script in (store._reserve, store._renew, store._release, store._restore, store._unsettled._script):
         assert _REDIS_TIME in script.text
         script.text = script.text.replace(_REDIS_TIME, f"return tonumber(redis.call('GET', '{clock.key}'))")
         script.digest = hashlib.sha1(script.text.encode()).hexdigest()

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import pytest
 
 from proxy.stores.database import migrate, open_database
+from proxy.stores.memory import MemoryQuotaStore
 from tests.fakes.postgres import fresh_database, shared_postgres
+from tests.fakes.quotas import ManualClock, QuotaStage
 from tests.fakes.redis import manual_stage, shared_redis
 
 if TYPE_CHECKING:
@@ -17,7 +20,6 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine
 
     from proxy.stores.redis import RedisQuotaStore
-    from tests.fakes.quotas import QuotaStage
 
 
 @pytest.fixture(scope="session")
@@ -50,6 +52,20 @@ def redis_url() -> Iterator[str]:
     """A Redis that tests share; each uses a prefix of its own."""
     with shared_redis() as url:
         yield url
+
+
+@pytest.fixture
+def memory_stage() -> QuotaStage:
+    """The embedded store and its clock."""
+    clock = ManualClock()
+    return QuotaStage(MemoryQuotaStore(clock), clock, clock.advance, lease_ms=math.inf)
+
+
+@pytest.fixture(params=["memory_stage", "redis_stage"])
+def stage(request: pytest.FixtureRequest) -> QuotaStage:
+    """Each store of quotas, empty; by the name of the fixture that makes it."""
+    made: QuotaStage = request.getfixturevalue(request.param)
+    return made
 
 
 @pytest.fixture

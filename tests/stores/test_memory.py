@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from typing import TYPE_CHECKING, TypeVar
 
 from hypothesis import settings
 from sqlalchemy.exc import SQLAlchemyError
 
 from proxy.core.errors import STORE_UNAVAILABLE, ProxyError
-from proxy.core.quota import LEASE_MS, Calendar, Demand, Granted, Kind, Limit, Limits, Refused
-from proxy.core.quota_state import FORGET_MS
+from proxy.core.quota import Calendar, Demand, Granted, Kind, Limit, Limits, Refused
 from proxy.core.quota_windows import advanced, calendar_bounds_s
 from proxy.stores.memory import MemoryQuotaStore
 from tests.fakes.quota_machine import QuotaMachine
@@ -51,7 +51,7 @@ class MemoryMachine(QuotaMachine):
 
     def open_stage(self) -> QuotaStage:
         self.store, clock = store_and_clock()
-        return QuotaStage(self.store, clock, clock.advance)
+        return QuotaStage(self.store, clock, clock.advance, lease_ms=math.inf)
 
     def run(self, answer: Coroutine[object, None, T]) -> T:
         return at_once(answer)
@@ -61,7 +61,8 @@ class MemoryMachine(QuotaMachine):
         return {
             key_id: (
                 {name: advanced(counter, counter.window, now_ms) for name, counter in state.counters.items()},
-                state.slots | state.lapsed,
+                state.slots.copy(),
+                state.released.copy(),
             )
             for key_id, state in self.store._states.items()
         }
@@ -127,14 +128,19 @@ def test_keys_used_in_a_running_calendar_window_are_kept_until_it_ends() -> None
     assert [standing.used for standing in reserve(store, "monthly").standings] == [10, 10, 10]
 
 
-def test_dead_exchanges_give_back_their_slots_and_in_the_end_their_memory() -> None:
+def test_a_process_that_paused_admits_no_more_than_fit() -> None:
+    """A laptop that was closed, or SIGSTOP: time passes, nobody renews, and the exchanges go on."""
     store, clock = store_and_clock()
-    for name in ("exc_1", "exc_2"):
-        assert isinstance(reserve(store, "dead", SLIDING, name=name), Granted)
-    assert isinstance(reserve(store, "dead", SLIDING), Refused)
-    clock.advance(LEASE_MS)
-    use(store, "dead", SLIDING)
-    clock.advance(FORGET_MS)
+    held = [reserve(store, "paused", SLIDING, name=name) for name in ("exc_1", "exc_2")]
+    for pause_ms in (30_000, 3_600_000, 40 * DAY_MS):
+        clock.advance(pause_ms)
+        look_around(store, 5)
+        assert isinstance(reserve(store, "paused", SLIDING), Refused)
+    for answer in held:
+        assert isinstance(answer, Granted)
+        at_once(store.settle(answer.reservation, DEMAND))
+    use(store, "paused", SLIDING)
+    clock.advance(120_000)
     look_around(store, 5)
     assert len(store) == 1
 
@@ -145,9 +151,12 @@ def test_what_an_exchange_used_is_charged_however_long_its_counter_stood_empty()
     answer = reserve(store, "long", Limits((DAILY,)), Demand(1))
     assert isinstance(answer, Granted)
     for _ in range(100):
-        clock.advance(LEASE_MS - 1)
+        clock.advance(29_999)
         at_once(store.renew([answer.reservation]))
         look_around(store, 1)
+    store.release_now(answer.reservation)
+    clock.advance(3_600_000)
+    look_around(store, 2)
     at_once(store.settle(answer.reservation, Demand(1, 70)))
     assert reserve(store, "long", Limits((DAILY,)), Demand()).standings[0].used == 70
 

@@ -3,67 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 from typing import TYPE_CHECKING
 
 import pytest
 
-from proxy.core.quota import LEASE_MS, MAX_AMOUNT, Calendar, Demand, Granted, Kind, Limit, Limits, Refused
-from proxy.stores.memory import MemoryQuotaStore
-from tests.fakes.quotas import ManualClock, QuotaStage
+from proxy.core.quota import MAX_AMOUNT, Demand, Granted, Limits
+from tests.fakes.quota_asking import (
+    ALL,
+    DAILY,
+    ONE_SLOT,
+    REQUESTS,
+    SPEND,
+    TOKENS,
+    granted,
+    refused,
+    reserve,
+    standings,
+    used,
+)
 
 if TYPE_CHECKING:
-    from proxy.core.quota import Reservation, Standing
-
-REQUESTS = Limit(Kind.REQUESTS, 10, 60)
-TOKENS = Limit(Kind.TOKENS, 100, 60)
-DAILY = Limit(Kind.TOKENS, 150, Calendar.DAY)
-SPEND = Limit(Kind.SPEND, 1000, Calendar.MONTH)
-ALL = Limits((REQUESTS, TOKENS, DAILY, SPEND))
-ONE_SLOT = Limits((TOKENS,), concurrency=1)
-
-_ids = (f"exc_{number}" for number in itertools.count())
-
-
-@pytest.fixture
-def memory_stage() -> QuotaStage:
-    clock = ManualClock()
-    return QuotaStage(MemoryQuotaStore(clock), clock, clock.advance)
-
-
-@pytest.fixture(params=["memory_stage", "redis_stage"])
-def stage(request: pytest.FixtureRequest) -> QuotaStage:
-    """Each store, empty; by the name of the fixture that makes it."""
-    made: QuotaStage = request.getfixturevalue(request.param)
-    return made
-
-
-async def reserve(stage: QuotaStage, limits: Limits, demand: Demand, key_id: str = "team-a") -> Granted | Refused:
-    return await stage.store.reserve(next(_ids), key_id, limits, demand)
-
-
-async def granted(stage: QuotaStage, limits: Limits, demand: Demand, key_id: str = "team-a") -> Reservation:
-    answer = await reserve(stage, limits, demand, key_id)
-    assert isinstance(answer, Granted), answer
-    return answer.reservation
-
-
-async def refused(stage: QuotaStage, limits: Limits, demand: Demand, key_id: str = "team-a") -> Refused:
-    answer = await reserve(stage, limits, demand, key_id)
-    assert isinstance(answer, Refused), answer
-    return answer
-
-
-async def standings(stage: QuotaStage, limits: Limits = ALL, key_id: str = "team-a") -> tuple[Standing, ...]:
-    """Where the limits stand, by a demand of nothing that is given back."""
-    answer = await reserve(stage, limits, Demand(), key_id)
-    if isinstance(answer, Granted):
-        await stage.store.settle(answer.reservation, Demand())
-    return answer.standings
-
-
-async def used(stage: QuotaStage, limits: Limits = ALL, key_id: str = "team-a") -> list[int]:
-    return [standing.used for standing in await standings(stage, limits, key_id)]
+    from tests.fakes.quotas import QuotaStage
 
 
 async def test_admits_up_to_the_limit_and_says_what_is_left(stage: QuotaStage) -> None:
@@ -178,14 +138,6 @@ async def test_hostile_amounts_are_cut(stage: QuotaStage, used_up: Demand) -> No
     await refused(stage, Limits((TOKENS,)), Demand(1, 2**70, 0))
 
 
-async def test_a_slot_is_free_the_moment_its_exchange_is_settled(stage: QuotaStage) -> None:
-    for _ in range(20):
-        reservation = await granted(stage, ONE_SLOT, Demand(1, 5))
-        answer = await refused(stage, ONE_SLOT, Demand(1, 5))
-        assert (answer.limit, answer.wait_s) == (None, None)
-        await stage.store.settle(reservation, Demand(1))
-
-
 async def test_a_window_that_refuses_is_named_before_the_slots(stage: QuotaStage) -> None:
     await granted(stage, ONE_SLOT, Demand(1, 100))
     answer = await refused(stage, ONE_SLOT, Demand(1, 1))
@@ -202,38 +154,6 @@ async def test_no_more_are_admitted_at_once_than_fit(stage: QuotaStage) -> None:
     answers = await asyncio.gather(*(reserve(stage, limits, Demand(1, 7, 3)) for _ in range(200)))
     assert sum(isinstance(answer, Granted) for answer in answers) == 2
     assert await used(stage, limits) == [98, 42]
-
-
-async def test_leases_run_out_unless_they_are_renewed(stage: QuotaStage) -> None:
-    reservation = await granted(stage, ONE_SLOT, Demand(1, 5))
-    stage.advance(LEASE_MS - 1)
-    await stage.store.renew([reservation])
-    stage.advance(LEASE_MS - 1)
-    await refused(stage, ONE_SLOT, Demand(1, 5))
-    stage.advance(1)
-    await granted(stage, ONE_SLOT, Demand(1, 5))
-
-
-async def test_what_was_thought_dead_is_settled_all_the_same(stage: QuotaStage) -> None:
-    limits = Limits((TOKENS._replace(window=3600),), concurrency=1)
-    reservation = await granted(stage, limits, Demand(1, 50))
-    stage.advance(LEASE_MS)
-    other = await granted(stage, limits, Demand(1, 20))
-    await stage.store.settle(reservation, Demand(1, 5))
-    await refused(stage, limits, Demand(1, 1))
-    await stage.store.settle(other, Demand(1, 20))
-    assert isinstance(await reserve(stage, limits, Demand(1, 1)), Granted)
-
-
-async def test_a_slot_is_taken_again_by_a_late_renewal_but_not_after_settling(stage: QuotaStage) -> None:
-    reservation = await granted(stage, ONE_SLOT, Demand(1, 5))
-    stage.advance(LEASE_MS + 1)
-    await stage.store.settle(await granted(stage, ONE_SLOT, Demand(1, 5)), Demand(1))
-    await stage.store.renew([reservation])
-    await refused(stage, ONE_SLOT, Demand(1, 5))
-    await stage.store.settle(reservation, Demand(1))
-    await stage.store.renew([reservation])
-    await granted(stage, ONE_SLOT, Demand(1, 5))
 
 
 async def test_a_settlement_lands_in_the_window_of_its_reservation(stage: QuotaStage) -> None:

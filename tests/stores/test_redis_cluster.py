@@ -49,9 +49,6 @@ async def answers(store: RedisQuotaStore, name: str) -> list[Granted | Refused |
 async def test_a_cluster_serves_keys_of_all_its_nodes(cluster: list[RedisServer]) -> None:
     url = "redis+cluster://" + ",".join(f"127.0.0.1:{server.port}" for server in cluster[:2])
     async with opened(url, 5) as store:
-        assert isinstance(store._link._client, RedisCluster)
-        # twelve calls that all come before it knows the nodes may lose one
-        assert (await store._link._client.initialize()).get_nodes()
         first = await answers(store, "first")
         reservations = [answer.reservation for answer in first if isinstance(answer, Granted)]
         assert len(reservations) == len(KEYS)
@@ -64,6 +61,34 @@ async def test_a_cluster_serves_keys_of_all_its_nodes(cluster: list[RedisServer]
         await store.renew(reservations)
         await asyncio.gather(*(store.settle(reservation, Demand(1, 30)) for reservation in reservations))
         assert all(isinstance(answer, Granted) for answer in await answers(store, "third"))
+
+
+async def test_many_calls_at_once_through_a_fresh_client_lose_none(cluster: list[RedisServer]) -> None:
+    url = f"redis+cluster://127.0.0.1:{cluster[0].port}"
+    for turn in range(20):
+        async with opened(url, 5) as store:
+            found = await answers(store, f"fresh_{turn}")
+            assert all(isinstance(answer, Granted) for answer in found), found
+
+
+async def test_a_cluster_that_was_away_at_first_is_learned_later(cluster: list[RedisServer]) -> None:
+    cluster[0].pause()
+    try:
+        async with opened(f"redis+cluster://127.0.0.1:{cluster[0].port}", 0.2) as store:
+            began_s = time.monotonic()
+            assert all(isinstance(answer, ProxyError) for answer in await answers(store, "early"))
+            assert time.monotonic() - began_s < 2
+            assert store.is_away
+            cluster[0].resume()
+
+            async def is_there() -> bool:
+                return await store.probe()
+
+            await until_asked(is_there, "the cluster is learned", 10)
+            assert not store.is_away
+            assert await answers(store, "later")
+    finally:
+        cluster[0].resume()
 
 
 async def test_a_cluster_without_one_node_serves_the_others(cluster: list[RedisServer]) -> None:
@@ -88,6 +113,15 @@ async def test_a_cluster_without_one_node_serves_the_others(cluster: list[RedisS
         assert store.unsettled >= len(lost)
         again = await answers(store, "again")
         assert sum(isinstance(answer, Granted) for answer in again) == len(KEYS) - len(lost)
+        assert store.is_away
+        await asyncio.to_thread(take_over, cluster)
+
+        async def all_are_served() -> bool:
+            found = await answers(store, f"served_{time.monotonic()}")
+            return not any(isinstance(answer, ProxyError) for answer in found)
+
+        await until_asked(all_are_served, "another node serves the keys of the lost one", 20)
+        assert not store.is_away
 
 
 def owner(store: RedisQuotaStore, key_id: str) -> int:
@@ -96,6 +130,16 @@ def owner(store: RedisQuotaStore, key_id: str) -> int:
     node = client.get_node_from_key(f"{store._prefix}:{{{key_id}}}:slots")
     assert node is not None
     return int(node.port)
+
+
+def take_over(cluster: list[RedisServer]) -> None:
+    """The others forget the last node, and the first takes its slots: what an operator does, or a failover."""
+    with cluster[0].client() as first, cluster[1].client() as second:
+        nodes = [line.split() for line in first.execute_command("CLUSTER", "NODES").decode().splitlines()]
+        [lost] = [node[0] for node in nodes if f":{cluster[2].port}@" in node[1]]
+        for client in (first, second):
+            client.execute_command("CLUSTER", "FORGET", lost)
+        first.execute_command("CLUSTER", "ADDSLOTSRANGE", 16384 * 2 // 3, 16383)
 
 
 def dbsize(server: RedisServer) -> int:
@@ -116,7 +160,7 @@ async def test_a_failover_of_sentinel_is_followed() -> None:
             url = f"redis+sentinel://127.0.0.1:{sentinel.port}/quotas/0"
             async with opened(url, 1) as store:
                 assert all(isinstance(answer, Granted) for answer in await answers(store, "before"))
-                await until(lambda: dbsize(second) == dbsize(first), "the replica knows it, too")
+                await until(lambda: dbsize(second) == dbsize(first), "the replica knows it, too", 20)
                 asked.execute_command("SENTINEL", "FAILOVER", "quotas")
                 await until(lambda: leader(asked) == second.port, "the replica leads", 20)
                 first.stop()
