@@ -10,10 +10,9 @@ import itertools
 import re
 from typing import TYPE_CHECKING, Final, Protocol
 
-from proxy.core.answer_events import PAIRS, Events, LargeEvent, Said, read_events, read_json, repeats
+from proxy.core.answer_events import PAIRS, Events, LargeEvent, Said, read_events, repeats
 from proxy.core.answer_texts import AnswerTexts
-from proxy.core.answer_usage import read_usage, usage_of
-from proxy.core.json_walk import JsonWalk
+from proxy.core.answer_usage import usage_of
 from proxy.core.sse import MAX_EVENT_BYTES
 
 if TYPE_CHECKING:
@@ -26,9 +25,6 @@ BATCH_BYTES: Final = 16384
 # Streams in step would all decode in the same turn of the event loop, were their first batches not of many lengths.
 _FIRST_BATCHES: Final = itertools.cycle(range(BATCH_BYTES // 16, BATCH_BYTES + 1, BATCH_BYTES // 16))
 
-# A body up to this size is read whole; of a larger one only the usage is looked for.
-MAX_BODY_BYTES: Final = 65536
-
 _BOUNDARY: Final = re.compile(rb"\n[\n\r]|\r\r")
 _DONE_EVENT: Final = b"data: [DONE]\n\n"
 _BOM: Final = b"\xef\xbb\xbf"
@@ -37,8 +33,6 @@ _TERMINAL: Final = frozenset(
     {"response.completed", "response.incomplete", "response.failed", "response.cancelled"}
     | {"transcript.text.done", "speech.audio.done", "image_generation.completed", "image_edit.completed"}
 )
-# A response in the background that is not made yet: what it will use is said where nobody here listens.
-_UNMADE: Final = ("queued", "in_progress")
 # Whoever sends more choices than this is not followed for their ends.
 _MAX_CHOICES: Final = 256
 
@@ -63,6 +57,10 @@ class AnswerReader(Protocol):
         """Part of the output could not be followed, or is no text: a count of the texts would be too low."""
 
     @property
+    def is_error(self) -> bool:
+        """It is a body that tells of an error, whatever its status. Errors within a stream are the relay's to see."""
+
+    @property
     def faults(self) -> int:
         """Events, or bodies, that should have been readable and were not."""
 
@@ -79,22 +77,25 @@ class AnswerReader(Protocol):
         """The output text since last time, by choice, kind and tool call, some `most_chars`. Incomplete if `final`."""
 
 
-class _Reader:
+class Reader:
     """What both readers share: the results, and a step that may fail."""
 
     def __init__(self) -> None:
         self.usage: Usage | None = None
         self.final = False
         self.lost = False
+        self.is_error = False
         self.faults = 0
         self._texts = AnswerTexts()
         self._held = bytearray()
 
     @property
     def text_chars(self) -> int:
+        """As the protocol says."""
         return self._texts.chars
 
     def take_texts(self, most_chars: int | None = None) -> list[str]:
+        """As the protocol says."""
         return self._texts.take(most_chars)
 
     def _attempt(self, step: Callable[[], None]) -> None:
@@ -106,7 +107,7 @@ class _Reader:
             self._held.clear()
 
 
-class EventAnswer(_Reader):
+class EventAnswer(Reader):
     """Follows a `text/event-stream` from what `EventScanner.feed` releases.
 
     It holds at most `BATCH_BYTES` between calls, and the text that waits. An event over `MAX_EVENT_BYTES` is searched
@@ -245,56 +246,3 @@ class EventAnswer(_Reader):
             self._finished = set()
         ended = self._ended or (bool(self._finished) and self._choices <= self._finished)
         self.final = self.usage is not None and ended and self._is_current
-
-
-class BodyAnswer(_Reader):
-    """Follows a JSON body that is no stream; holds at most `MAX_BODY_BYTES`, of a larger body only its usage.
-
-    `input_only`: the endpoint has no output, as embeddings.
-    """
-
-    def __init__(self, *, input_only: bool = False) -> None:
-        super().__init__()
-        self._input_only = input_only
-        self._walk: JsonWalk | None = None  # over a body too large to hold
-
-    def saw(self, data: bytes) -> None:
-        """Take the next bytes of the body. Never raises."""
-        self._held += data
-        if len(self._held) > MAX_BODY_BYTES or self._walk is not None:
-            self._attempt(self._walk_on)
-
-    def catch_up(self) -> None:
-        """A body is read at its end."""
-
-    def finish(self) -> None:
-        """The body ended, or broke off. One of nothing, or nothing but white space, is lost."""
-        self._attempt(self._finish)
-
-    def _walk_on(self) -> None:
-        if self._walk is None:
-            self._walk = JsonWalk(("usage",))
-            self.lost = True
-        self._walk.feed(bytes(self._held))
-        self._held.clear()
-
-    def _finish(self) -> None:
-        body = bytes(self._held).removeprefix(_BOM).strip()
-        said = read_json(body) if body and self._walk is None else None
-        if body and said is None:
-            self._walk_on()  # it may have broken off behind the usage
-            self.faults += not body.startswith((b"{", b"["))
-        if self._walk is not None:
-            said = Said(usage=self._walk.loaded(("usage",)))
-        if said is None:
-            self.lost = True
-            return
-        self._held.clear()
-        is_unmade = said.status in _UNMADE
-        self.usage = read_usage(said.usage, input_only=self._input_only)
-        self.final = self.usage is not None and not is_unmade
-        self.lost = self.lost or is_unmade
-        if not said.error:
-            self._texts.add_body(said)
-            self._texts.join()
-            self.lost = self.lost or self._texts.not_text

@@ -28,6 +28,9 @@ class StreamShape(enum.Enum):
 _FINISH_REASON: Final = re.compile(rb'"finish_reason"\s*:\s*"[^"]')
 _TERMINAL: Final = re.compile(rb'"type"\s*:\s*"response\.(?:completed|incomplete|failed|cancelled)"')
 _ERROR_MEMBER: Final = re.compile(rb'"error"\s*+(?!:\s*+null)')
+_ERROR_OBJECT: Final = re.compile(rb'"object"\s*+:\s*+"error"')
+_HIDDEN_ERROR: Final = re.compile(rb'(?:\A|[\r\n])(?:(error:)|data:\s*\[|data:[^\r\n]*"object"\s*+:\s*+"error")')
+_BLANK_LINE: Final = re.compile(rb"\r\n\r\n|\n[\r\n]|\r\r")
 _NUMBER: Final = re.compile(rb'"sequence_number"\s*:\s*(\d+)')
 _SEQUENCE_NUMBER: Final = b'"sequence_number"'
 
@@ -46,16 +49,17 @@ class EndingWatch:
 
     `finish_seen`: a choice's finish_reason, or a terminal event of a response, was seen.
     `error_seen`: the upstream sent an error as an event: an honest ending.
-    `error_field_seen`: an SSE field line `error: {…}` was seen, as older llama.cpp sends it. Every SDK ignores it and
-    reports success (protocol.md section 5).
+    `hidden_error_seen`: the upstream told of an error in a form that every SDK ignores, so that it reports success
+    (protocol.md section 5): an SSE field line `error: {…}` (older llama.cpp), an array of errors (Gemini), or an
+    event with `"object":"error"` and no member `error` (Mistral).
     """
 
-    __slots__ = ("_numbered", "_seam", "_shape", "error_field_seen", "error_seen", "finish_seen")
+    __slots__ = ("_numbered", "_seam", "_shape", "error_seen", "finish_seen", "hidden_error_seen")
 
     def __init__(self, shape: StreamShape) -> None:
         self.finish_seen = False
         self.error_seen = False
-        self.error_field_seen = False
+        self.hidden_error_seen = False
         self._shape = shape
         self._seam = b""  # the end of the last block, if an oversize event goes on behind it
         self._numbered = b""  # from the last sequence_number on
@@ -99,22 +103,37 @@ class EndingWatch:
 
     def _look_for_error(self, text: bytes, *, inside: bool) -> None:
         if (text.startswith(b"error:") and not inside) or any(line in text for line in _ERROR_LINES):
-            self.error_field_seen = True
-        if not self.error_seen and _ERROR_MEMBER.search(text):
-            self.error_seen = any(self._is_error(event.data) for event in parse_events(text))
+            self.hidden_error_seen = True
+        if not self.error_seen and (_ERROR_MEMBER.search(text) or _ERROR_OBJECT.search(text)):
+            for event in parse_events(text):
+                self._read_error(event.data)
 
-    def _is_error(self, data: bytes) -> bool:
+    def _read_error(self, data: bytes) -> None:
         """Is the event an error to clients? They raise on a truthy `error`; a response's may have it in its type only.
 
-        Gemini wraps its errors in an array (protocol.md section 5). Read by the standard library's parser, as most
-        clients do: it takes lone surrogates, which a message cut at a length may hold.
+        Read by the standard library's parser, as most clients do: it takes lone surrogates, which a message cut at a
+        length may hold.
         """
         try:
             message = json.loads(data)
         except (ValueError, RecursionError):
-            return False  # no client reads it as an error either
-        if isinstance(message, list) and message:
-            message = message[0]
-        if not isinstance(message, dict):
-            return False
-        return bool(message.get("error")) or (self._shape is StreamShape.RESPONSES and message.get("type") == "error")
+            return  # no client reads it as an error either
+        if isinstance(message, list):
+            self.hidden_error_seen |= any(isinstance(one, dict) and bool(one.get("error")) for one in message)
+        elif isinstance(message, dict):
+            is_typed = self._shape is StreamShape.RESPONSES and message.get("type") == "error"
+            if message.get("error") or is_typed:
+                self.error_seen = True
+            elif message.get("object") == "error":
+                self.hidden_error_seen = True
+
+
+def until_hidden_error(block: bytes) -> bytes:
+    """What of a released block, in which such an error was seen, is to be sent: up to it, and with it if it is data."""
+    found = _HIDDEN_ERROR.search(block)
+    if found is None:
+        return b""
+    if found[1]:
+        return block[: found.start(1)]
+    end = _BLANK_LINE.search(block, found.end())
+    return block if end is None else block[: end.end()]

@@ -53,6 +53,11 @@ class Answer:
     refuses_usage: bool = False  # an error about the `stream_options` that Sluice added
     place: Place | None = None
 
+    def failed(self) -> None:
+        """Note that the upstream told of an error in it."""
+        if self.place is not None:
+            self.place.failed()
+
     def broke(self, failure: errors.ProxyError) -> None:
         """Note why it did not reach its end; the upstream is to blame unless it was given too little time in all."""
         if self.place is not None and failure.kind.blame is errors.Blame.UPSTREAM and self.watchdog.fired != "total":

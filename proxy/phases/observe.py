@@ -10,7 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
 
-from proxy.core.answers import BodyAnswer, EventAnswer
+from proxy.core.answer_body import BodyAnswer
+from proxy.core.answers import EventAnswer
 from proxy.core.headers import header
 from proxy.core.tokens import ApproximateCounter
 from proxy.core.usage import Grade, Observation, Usage
@@ -115,6 +116,11 @@ class Observer:
     def faults(self) -> int:
         """How often something could not be read that should have been readable."""
         return self._faults + (self._reader.faults if self._reader is not None else 0)
+
+    @property
+    def is_error(self) -> bool:
+        """The answer is a body that tells of an error, though its status does not."""
+        return self._reader is not None and self._reader.is_error
 
     @property
     def has_final_usage(self) -> bool:

@@ -250,6 +250,8 @@ class Pipeline:
             if answer.watchdog.fired == "write_stall":
                 raise ConnectionResetError("the client stopped reading")
             findings.relayed = relayed
+            if relayed.told_error:
+                answer.failed()
             if relayed.failure is not None:
                 answer.broke(relayed.failure)
                 findings.aborted_by = "drain" if relayed.failure is live.interruption else answer.watchdog.fired

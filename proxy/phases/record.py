@@ -70,7 +70,13 @@ def outcome_of(findings: Findings) -> str:
     error = findings.error or failure
     if error is not None:
         return error.kind.outcome
-    return "ok" if status_of(findings) < 400 else "upstream_error"
+    return "upstream_error" if told_error(findings) or status_of(findings) >= 400 else "ok"
+
+
+def told_error(findings: Findings) -> bool:
+    """The upstream told of an error in an answer whose status says that all is well."""
+    relayed, observer = findings.relayed, findings.observer
+    return (relayed is not None and relayed.told_error) or (observer is not None and observer.is_error)
 
 
 def record(
@@ -184,6 +190,8 @@ def _log(exchange: Exchange, findings: Findings, log: structlog.typing.Filtering
     if findings.aborted_by is not None:
         fields["aborted_by"] = findings.aborted_by
     error = findings.error or (findings.relayed.failure if findings.relayed else None)
+    if told_error(findings):
+        fields["blame"] = errors.Blame.UPSTREAM.value
     if error is not None:
         fields["blame"] = error.kind.blame.value
         # our own messages about downstream mistakes may quote a model's name: the outcome says enough
@@ -193,7 +201,8 @@ def _log(exchange: Exchange, findings: Findings, log: structlog.typing.Filtering
                 fields["cause"] = _cause(error.__cause__)
     if findings.fault is not None:
         fields["fault"] = findings.fault
-    is_trouble = findings.fault or (error is not None and error.kind.blame is not errors.Blame.DOWNSTREAM)
+    is_failure = error is not None and error.kind.blame is not errors.Blame.DOWNSTREAM
+    is_trouble = findings.fault or told_error(findings) or is_failure
     level = "warning" if is_trouble or status_of(findings) >= 500 else "info"
     # past the threshold of `log.level`: every exchange leaves its line
     cast("structlog.BoundLoggerBase", log)._proxy_to_logger(level, "exchange", **fields)  # noqa: SLF001 - meant for it

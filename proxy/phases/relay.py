@@ -9,12 +9,11 @@ without its end.
 from __future__ import annotations
 
 import asyncio
-import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from proxy.core import errors
-from proxy.core.ending import EndingWatch, StreamShape
+from proxy.core.ending import EndingWatch, StreamShape, until_hidden_error
 from proxy.core.headers import header, to_downstream
 from proxy.core.sse import KEEPALIVE_COMMENT, EventScanner
 from proxy.phases.forward import AnswerKind, read_error
@@ -32,17 +31,20 @@ if TYPE_CHECKING:
 _AFTER_DONE_S: Final = 1.0
 # clients leave at the finish reason, and the usage comes behind it (protocol.md section 5.1)
 _AFTER_FINISH_S: Final = 2.0
-_ERROR_LINE: Final = re.compile(rb"(?:\A|[\r\n])error:")
 _TRUNCATED = "The upstream ended the stream before the answer was finished."
 _ERROR_FIELD = "The upstream reported an error in a form that clients do not see."
 
 
 @dataclass(frozen=True, slots=True)
 class Relayed:
-    """What went downstream. `failure` is an error that the client was told of after the commit point."""
+    """What went downstream. `failure` is an error that the client was told of after the commit point.
+
+    `told_error`: the upstream told of an error itself, in an event that passed.
+    """
 
     events: int = 0
     failure: errors.ProxyError | None = None
+    told_error: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +174,8 @@ class _EventRelay:
             await self._downstream.finish()
         else:
             self._downstream.cut()  # half of an oversize event is out: nothing readable can follow it
-        return Relayed(self._scanner.events if self._dropped_after is None else self._dropped_after, failure)
+        events = self._scanner.events if self._dropped_after is None else self._dropped_after
+        return Relayed(events, failure, self._ending.error_seen)
 
     async def _relay_events(self) -> None:
         feed, write, read = self._scanner.feed, self._downstream.write, self._watchdog.read
@@ -183,8 +186,8 @@ class _EventRelay:
             if block:
                 saw(block)
                 observe(block)
-                if self._ending.error_field_seen:
-                    await self._stop_at_error_field(block)
+                if self._ending.hidden_error_seen:
+                    await self._stop_at_hidden_error(block)
                 if hide is not None:
                     block = hide(block)
                 if block:
@@ -229,10 +232,9 @@ class _EventRelay:
         elif not scanner.at_boundary and not scanner.done:
             raise errors.ProxyError(errors.UPSTREAM_PROTOCOL_ERROR, _TRUNCATED)
 
-    async def _stop_at_error_field(self, block: bytes) -> None:
-        """Send what came before the field; the error event that follows takes the place of the rest."""
-        field = _ERROR_LINE.search(block)
-        before = b"" if field is None else EventScanner().feed(block[: field.start() + 1])
+    async def _stop_at_hidden_error(self, block: bytes) -> None:
+        """Send no more than that; the error event that follows takes the place of the rest."""
+        before = EventScanner().feed(until_hidden_error(block))
         if before:
             await self._write_shown(before)
         raise errors.ProxyError(errors.UPSTREAM_PROTOCOL_ERROR, _ERROR_FIELD)
@@ -247,7 +249,7 @@ class _EventRelay:
         """The client has a complete answer, so that how the upstream's body ends no longer matters."""
         if self._exchange.endpoint.shape is StreamShape.RESPONSES:
             return self._ending.finish_seen
-        return self._scanner.done and not self._ending.error_field_seen  # a `[DONE]` behind such a field is a false end
+        return self._scanner.done and not self._ending.hidden_error_seen  # a `[DONE]` behind one is a false end
 
     def _send_comment(self) -> None:
         """Keep idle proxies on the way from cutting a silent stream (protocol.md section 4)."""

@@ -46,6 +46,8 @@ def observed_at_once(findings: Findings, account: Account) -> Observation | None
     if findings.relayed is None or findings.relayed.failure is not None:
         return None
     observer.finish()
+    if observer.is_error and not observer.has_final_usage:
+        return _NOTHING_USED
     return observer.observe(account.prompt_tokens) if observer.is_quick else None
 
 

@@ -222,13 +222,14 @@ class Writer:
     def _take(self) -> None:
         """Fill the batch: what somebody may wait for first, each row once."""
         self._hurried = False
-        rows: dict[Row, None] = {}
+        rows: set[Row] = set()
         for waiting in (self._opened, self._settled):
             while waiting and len(rows) < MAX_ROWS:
-                row = waiting.popleft()
-                if not row.finished:
-                    rows[row] = None
-        self._batch = list(rows)
+                row = waiting[0]
+                if not row.finished and row not in rows:
+                    rows.add(row)
+                    self._batch.append(row)
+                waiting.popleft()  # now that it is in the batch: `waiting` must not miss it in between
         if self._opened:
             self._hurried = True
 

@@ -10,8 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import proxy.core.answer_body
 import proxy.core.answers
-from proxy.core.answers import BATCH_BYTES, MAX_BODY_BYTES, BodyAnswer, EventAnswer
+from proxy.core.answer_body import MAX_BODY_BYTES, BodyAnswer
+from proxy.core.answers import BATCH_BYTES, EventAnswer
 from proxy.core.sse import MAX_EVENT_BYTES, EventScanner
 from proxy.core.usage import Usage
 from tests.fakes.recordings import DONE, RECORDINGS
@@ -242,7 +244,7 @@ def test_a_fault_in_here_is_counted_and_goes_no_further(
         raise MemoryError
 
     monkeypatch.setattr(proxy.core.answers, "read_events", fail)
-    monkeypatch.setattr(proxy.core.answers, "read_json", fail)
+    monkeypatch.setattr(proxy.core.answer_body, "read_json", fail)
     answer = reader()
     answer.saw(b'data: {"usage":{}}\n\n')
     answer.finish()

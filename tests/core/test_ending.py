@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.core.ending import EndingWatch, StreamShape
+from proxy.core.ending import EndingWatch, StreamShape, until_hidden_error
 from proxy.core.sse import MAX_EVENT_BYTES, EventScanner
 
 DELTA = b'data: {"choices":[{"index":0,"delta":{"content":"This"},"logprobs":null,"finish_reason":null}]}\n\n'
@@ -32,7 +32,7 @@ def watched(shape: StreamShape, *blocks: bytes) -> EndingWatch:
 
 
 def nothing_seen(watch: EndingWatch) -> bool:
-    return not any((watch.finish_seen, watch.error_seen, watch.error_field_seen))
+    return not any((watch.finish_seen, watch.error_seen, watch.hidden_error_seen))
 
 
 def test_a_chat_without_finish_reason_and_done_is_truncated() -> None:
@@ -83,7 +83,6 @@ def test_nothing_a_model_writes_looks_like_an_ending(text: str, told: str) -> No
         b'{"error":{"message":"x"}}',
         b'{"error":"boom"}',
         b'{"choices":[],"error": {"message":"x"}}',
-        b'[{"error":{"code":400,"message":"x"}}]',
         b'{"error":{"message":"cut emoji \\ud83d"}}',
     ],
 )
@@ -122,15 +121,35 @@ def test_a_flat_error_event_is_an_ending_of_a_response_only() -> None:
     assert watched(StreamShape.CHAT, DELTA, flat).truncated(done=False)
 
 
+@pytest.mark.parametrize(
+    ("hidden", "passes"),
+    [
+        (b"error: {}\n\n", b""),
+        (b"id: 1\rerror: {}\r\r", b"id: 1\r"),
+        (b'data: [{"error":{"code":503}}]\n\n', None),
+        (b'data: {"object":"error","message":"internal","code":"3700"}\r\n\r\n', None),
+        (b'event: x\ndata: { "object" : "error" }\n\n', None),
+    ],
+)
+def test_an_error_that_no_sdk_raises_is_noticed_and_nothing_behind_it_is_sent(
+    hidden: bytes, passes: bytes | None
+) -> None:
+    block = DELTA + hidden + b"data: [DONE]\n\n"
+    watch = watched(StreamShape.CHAT, block)
+    assert watch.hidden_error_seen
+    assert not watch.error_seen
+    assert until_hidden_error(block) == DELTA + (hidden if passes is None else passes)
+
+
 @pytest.mark.parametrize("block", [b"error: {}\n\n", DELTA + b"error:x\n\n", b"id: 1\rerror: {}\r\r"])
 def test_an_error_field_line_is_noticed(block: bytes) -> None:
     watch = watched(StreamShape.CHAT, block)
-    assert watch.error_field_seen
+    assert watch.hidden_error_seen
     assert not watch.error_seen
 
 
 def test_a_field_whose_name_only_ends_in_error_is_none() -> None:
-    assert not watched(StreamShape.CHAT, b"xerror: {}\n\n", b": error: no\n\n").error_field_seen
+    assert not watched(StreamShape.CHAT, b"xerror: {}\n\n", b": error: no\n\n").hidden_error_seen
 
 
 @pytest.mark.parametrize("kind", ["completed", "incomplete", "failed", "cancelled"])
@@ -193,6 +212,6 @@ def test_a_fragment_does_not_begin_a_line() -> None:
     """What looks like an error field at the start of a fragment is inside the oversize line."""
     oversize = b'data: {"x":"' + b"x" * MAX_EVENT_BYTES
     watch = watched(StreamShape.CHAT, oversize, b'error: "}\n\n', DELTA)
-    assert not watch.error_field_seen
+    assert not watch.hidden_error_seen
     watch = watched(StreamShape.CHAT, oversize, b'"}\nerr', b"or: x\n\n")
-    assert watch.error_field_seen
+    assert watch.hidden_error_seen

@@ -31,6 +31,7 @@ class Reader:
     texts: list[str] = field(default_factory=list)
     fault: Exception | None = None
     finished: bool = False
+    is_error: bool = False
     _waiting: list[str] = field(default_factory=list)
 
     @property

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from proxy.core.answers import MAX_BODY_BYTES, BodyAnswer
+from proxy.core.answer_body import MAX_BODY_BYTES, BodyAnswer
 from proxy.core.usage import Usage
 from tests.fakes.usage_recordings import BODIES, plain
 
