@@ -46,7 +46,8 @@ def main() -> None:
 @CONFIG_OPTION
 @click.option("--host", metavar="ADDRESS", help="Listen here instead of `server.host`.")
 @click.option("--port", type=_PORT, metavar="PORT", help="Listen here instead of `server.port`; 0 takes a free one.")
-def serve(config_file: Path | None, host: str | None, port: int | None) -> None:
+@click.option("--workers", type=click.IntRange(1, 1024), metavar="N", help="Processes, instead of `server.workers`.")
+def serve(config_file: Path | None, host: str | None, port: int | None, workers: int | None) -> None:
     """Run the proxy until SIGTERM or Ctrl-C.
 
     Without a configuration it listens on loopback, makes a key for this run, and forwards to OpenAI if OPENAI_API_KEY
@@ -55,8 +56,20 @@ def serve(config_file: Path | None, host: str | None, port: int | None) -> None:
     from proxy import serving
 
     chosen = None if config_file is None else load(config_file)
-    overrides = {name: value for name, value in (("host", host), ("port", port)) if value is not None}
+    asked = (("host", host), ("port", port), ("workers", workers))
+    overrides = {name: value for name, value in asked if value is not None}
     _run(serving.serve(chosen, overrides, banner=functools.partial(_banner, config_file=config_file)))
+
+
+@main.command("_worker", hidden=True)
+@click.argument("control", type=int)
+@click.argument("api", type=int)
+def worker(control: int, api: int) -> None:
+    """Be one of the workers of `serve`, which alone starts this."""
+    from proxy import process
+
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        sys.exit(runner.run(process.work(control, api)))
 
 
 @main.command()
@@ -227,14 +240,15 @@ def _banner(served: Served, config_file: Path | None = None) -> None:
 
 def _run(work: Coroutine[Any, Any, None]) -> None:
     """Run `work` on the loop of choice. An address that cannot be had, or a file, is a failure told in one line."""
+    from proxy.control import StartError, told
+
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         try:
             runner.run(work)
-        except LedgerProblem as problem:
+        except StartError as problem:
             fail(str(problem))
-        except OSError as error:
-            reason = error.strerror or str(error)
-            fail(f"{error.filename}: {reason}" if error.filename else reason)
+        except (LedgerProblem, OSError) as problem:
+            fail(told(problem))
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:

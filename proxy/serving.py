@@ -9,31 +9,31 @@ import json
 import os
 import shlex
 import signal
-import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import msgspec
-from prometheus_client import CollectorRegistry
 
 from proxy import tokenizers
+from proxy.config.checks import against_workers
 from proxy.config.file import state_directory, wants_simulator, without_file
 from proxy.config.warnings import warnings
+from proxy.control import StartError
 from proxy.core.patterns import PatternTable, is_pattern
+from proxy.process import serving_worker, telemetry
 from proxy.simulator.server import MODEL_HELP, Simulator
-from proxy.supervisor import Worker, listener
-from proxy.telemetry.logs import LogWriter, configure
-from proxy.telemetry.metrics import Metrics
+from proxy.sockets import given, listener, tell_systemd
+from proxy.supervisor import Supervisor
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import AsyncIterator, Callable, Mapping
     from pathlib import Path
 
     from proxy.config.settings import Config, OpsConfig
+    from proxy.process import Telemetry
+    from proxy.worker import Worker
 
-# How long the event loop may wait for the interpreter lock while another thread works: the ledger's commits rows, one
-# counts tokens. With Python's 5 ms an event of a stream waits as long.
-_SWITCH_S: Final = 0.001
 _DEMO_QUESTION = "What happens between my question and your answer?"
 
 
@@ -60,37 +60,44 @@ class Served:
 
 
 async def serve(config: Config | None, overrides: Mapping[str, object], *, banner: Callable[[Served], None]) -> None:
-    """Serve `config`, or without one what the environment suggests, until a signal. Raises `OSError` for an address."""
+    """Serve `config`, or without one what the environment suggests, until a signal.
+
+    Raises `StartError`, `LedgerProblem`, or `OSError` for an address or a file.
+    """
     async with contextlib.AsyncExitStack() as stack:
         key = None
         if config is None:
             config, key = await _unconfigured(stack)
             config = msgspec.structs.replace(config, ops=_ops_where_free(config, overrides.get("port")))
         config = msgspec.structs.replace(config, server=msgspec.structs.replace(config.server, **overrides))
-        worker = await stack.enter_async_context(_worker(config))
-        await worker.run(lambda: banner(_served(worker, key)))
+        if (problem := against_workers(config)) is not None:
+            raise StartError(problem)
+        api, ops, *_ = [*given(os.environ, os.getpid()), None, None]
+        seen = stack.enter_context(telemetry(config))
+        proxy: Worker | Supervisor
+        if config.server.workers > 1:
+            proxy = await stack.enter_async_context(_supervisor(config, seen, api, ops))
+        else:
+            proxy = await stack.enter_async_context(serving_worker(config, seen, api=api, ops=ops))
+
+        def ready() -> None:
+            banner(_served(proxy, key))
+            tell_systemd(os.environ, "READY=1")
+
+        await proxy.run(ready, lambda: tell_systemd(os.environ, "STOPPING=1"))
 
 
 @contextlib.asynccontextmanager
-async def _worker(config: Config) -> AsyncIterator[Worker]:
-    """A worker that listens, with its log and metrics; all of it is closed at the end."""
-    sys.setswitchinterval(_SWITCH_S)
-    writer = LogWriter(sys.stdout)
-    metrics = Metrics(CollectorRegistry())
-    log = configure(config.log.level, config.log.format, writer)
-    metrics.watch_log(writer)
-    lag = metrics.event_loop_lag()
+async def _supervisor(
+    config: Config, seen: Telemetry, api: socket.socket | None, ops: socket.socket | None
+) -> AsyncIterator[Supervisor]:
+    """A supervisor whose workers accept connections; all of them have ended at the end."""
+    supervisor = Supervisor(config, *seen, api=api, ops=ops)
     try:
-        worker = Worker(config, metrics, log)
-        try:
-            await worker.start()
-            lag.start()
-            yield worker
-        finally:
-            lag.stop()
-            await worker.stop(0.0)
+        await supervisor.start()
+        yield supervisor
     finally:
-        writer.close()
+        await supervisor.stop()
 
 
 async def _unconfigured(stack: contextlib.AsyncExitStack) -> tuple[Config, str]:
@@ -111,13 +118,13 @@ async def _own_state_directory() -> Path:
     return folder
 
 
-def _served(worker: Worker, key: str | None) -> Served:
-    config = worker.config
+def _served(proxy: Worker | Supervisor, key: str | None) -> Served:
+    config = proxy.config
     scheme = "https" if config.server.tls.certificate is not None else "http"
     upstreams = [(name, upstream.base_url) for name, upstream in config.upstreams.items()]
     return Served(
-        base_url=f"{scheme}://{_host(config.server.host)}:{worker.port}/v1",
-        ops_url=f"http://{_host(config.ops.host)}:{worker.ops_port}",
+        base_url=f"{scheme}://{_host(config.server.host)}:{proxy.port}/v1",
+        ops_url=f"http://{_host(config.ops.host)}:{proxy.ops_port}",
         upstreams=upstreams,
         ledger=str(config.ledger.url),
         warnings=[*warnings(config), *_about_counting()],
@@ -173,13 +180,12 @@ async def demo(port: int, *, once: bool, banner: Callable[[Served], None], echo:
         server = msgspec.structs.replace(config.server, port=port if _is_free(config.server.host, port) else 0)
         ops = _ops_where_free(config, port)
         log = msgspec.structs.replace(config.log, format="console")
-        worker = await stack.enter_async_context(
-            _worker(msgspec.structs.replace(config, server=server, ops=ops, log=log))
-        )
+        config = msgspec.structs.replace(config, server=server, ops=ops, log=log)
+        worker = await stack.enter_async_context(serving_worker(config, stack.enter_context(telemetry(config))))
         served = _served(worker, key)
         await _first_chat(served, key, echo)
         if not once:
-            await worker.run(lambda: banner(served))
+            await worker.run(lambda: banner(served), lambda: None)
 
 
 def _ops_where_free(config: Config, port: object) -> OpsConfig:

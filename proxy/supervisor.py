@@ -1,27 +1,29 @@
-"""The process: sockets, signals and a stop that loses nothing. With one worker the supervisor is that worker.
+"""Several workers: the sockets they share, their restarts, and signals passed on.
 
-SIGTERM: `/readyz` says 503 at once, new connections are still served for `shutdown.notice`, then the listeners close,
-exchanges in flight finish within `shutdown.drain`, and what is left gets an error. SIGINT skips the notice. A second
-signal ends the drain.
+All workers accept on one inherited socket, so that a worker that ends takes no connection along (with SO_REUSEPORT
+each has a queue of its own, which is reset: libraries.md section 2). SIGTERM and SIGINT make the workers drain as one
+would alone; a second one ends that.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import resource
+import functools
+import shutil
 import signal
-import socket
+import tempfile
 from typing import TYPE_CHECKING, Final
 
-from proxy.app import open_app
-from proxy.building import server_tls
-from proxy.core import errors
+from proxy.child import Child, how_it_ended
+from proxy.control import Begin, Drain, Hurry, StartError, packed
+from proxy.fleet import Fleet
 from proxy.server import http
-from proxy.server.tls import TlsListener
+from proxy.server.ops import answer
+from proxy.sockets import BACKLOG, listener
+from proxy.tasks import BackgroundTasks
 
 if TYPE_CHECKING:
-    import ssl
+    import socket
     from collections.abc import Callable
 
     import structlog
@@ -29,130 +31,165 @@ if TYPE_CHECKING:
     from proxy.config.settings import Config
     from proxy.telemetry.metrics import Metrics
 
-# what a process needs besides its connections: listeners, the ledger, logs, the resolver
-_SPARE_DESCRIPTORS: Final = 200
-# each exchange holds a connection on either side
-_DESCRIPTORS_PER_CONNECTION: Final = 2
-_BACKLOG: Final = 4096
-# what is left when a drain ends is told so, and has this long to take the message
-_LAST_WORDS_S: Final = 2.0
+_MAX_OPS_CONNECTIONS: Final = 100
+# after a drain: last words, settling, writing the ledger, on a busy machine
+_ENDING_S: Final = 20.0
+# a path of a Unix socket has at most 107 bytes (unix(7)); names in the folder are short
+_LONGEST_FOLDER: Final = 80
 
 
-class Worker:
-    """One process of the proxy: its listeners, and its life from `start` to `stop`."""
+class Supervisor:
+    """The parent of `config.server.workers` processes.
 
-    def __init__(self, config: Config, metrics: Metrics, log: structlog.typing.FilteringBoundLogger) -> None:
+    `api` and `ops` are listening sockets made elsewhere; without them it listens where `config` says.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        metrics: Metrics,
+        log: structlog.typing.FilteringBoundLogger,
+        *,
+        api: socket.socket | None = None,
+        ops: socket.socket | None = None,
+    ) -> None:
         self.config = config
         self.log = log
-        self.metrics = metrics
-        self.max_connections = connection_limit(config.server.max_connections, log)
-        self._servers: list[asyncio.Server] = []
-        self._http: list[http.Server] = []
-        self._tls: list[TlsListener] = []
+        self._api = api
+        self._ops = ops
+        self._tasks = BackgroundTasks()
+        self.fleet = Fleet(config.server.workers, metrics, self._tasks)
+        self._packed = packed(config)
+        self._last_serial = 0
         self._stop = asyncio.Event()
-        self._hurry = asyncio.Event()
-        self._is_open = False
+        self._started: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._folder = ""
+        self._operators: asyncio.Server | None = None
+        self._keepers: list[asyncio.Task[None]] = []
+        self._http = http.server(
+            functools.partial(answer, asked=self.fleet), max_connections=_MAX_OPS_CONNECTIONS, log=log
+        )
         self.port = 0
         self.ops_port = 0
 
     async def start(self) -> None:
-        """Open the ledger and listen. Raises `LedgerProblem`, or `OSError` naming an address that cannot be had."""
-        self.app = await open_app(self.config, self.metrics, self.log)
-        self._is_open = True
-        settings, ops = self.config.server, self.config.ops
-        api = http.server(self.app.api.handle, max_connections=self.max_connections, log=self.log)
-        self.port = await self._listen(api, "server", settings.host, settings.port, server_tls(self.config))
-        operators = http.server(self.app.ops.handle, max_connections=100, log=self.log)
-        self.ops_port = await self._listen(operators, "ops", ops.host, ops.port, None)
+        """Listen, and start all workers. Raises `StartError` if one cannot start, `OSError` naming an address."""
+        self._api = api = self._api or listener(self.config.server.host, self.config.server.port, "server")
+        self._ops = ops = self._ops or listener(self.config.ops.host, self.config.ops.port, "ops")
+        self.port, self.ops_port = int(api.getsockname()[1]), int(ops.getsockname()[1])
+        self._operators = await asyncio.get_running_loop().create_server(self._http, sock=ops, backlog=BACKLOG)
+        self._folder = await asyncio.to_thread(_private_folder)
+        for number in self.fleet.restarts:
+            self._keepers.append(self._tasks.start(self._keep(number, api), f"worker {number}"))
+        await self._started
 
-    async def _listen(self, server: http.Server, section: str, host: str, port: int, tls: ssl.SSLContext | None) -> int:
-        sock = listener(host, port, section)
-        self._http.append(server)
-        factory: Callable[[], asyncio.BaseProtocol] = server
-        if tls is not None:
-            factory = TlsListener(tls, server, server.may_accept)
-            self._tls.append(factory)
-        self._servers.append(await asyncio.get_running_loop().create_server(factory, sock=sock))
-        return int(sock.getsockname()[1])
-
-    async def run(self, on_ready: Callable[[], None]) -> None:
-        """Serve until a signal says otherwise, then stop in order."""
+    async def run(self, on_ready: Callable[[], None], on_stop: Callable[[], None]) -> None:
+        """Serve until a signal says otherwise; return when all workers have drained and ended."""
         loop = asyncio.get_running_loop()
-        notice_s = [self.config.shutdown.notice]
-
-        def stop(notice: float) -> None:
-            if self._stop.is_set():
-                self._hurry.set()
-            notice_s[0] = notice
-            self._stop.set()
-
-        loop.add_signal_handler(signal.SIGTERM, stop, self.config.shutdown.notice)
-        loop.add_signal_handler(signal.SIGINT, stop, 0.0)
+        loop.add_signal_handler(signal.SIGTERM, self._signalled, self.config.shutdown.notice)
+        loop.add_signal_handler(signal.SIGINT, self._signalled, 0.0)
         on_ready()
         await self._stop.wait()
-        self.app.drain()
-        self.log.info("draining", in_flight=self.app.pipeline.in_flight, notice_s=notice_s[0])
-        await self._unless_hurried(notice_s[0])
-        await self.stop(self.config.shutdown.drain)
+        on_stop()
+        await asyncio.wait(self._keepers)
 
-    async def _unless_hurried(self, seconds: float) -> None:
-        if seconds > 0:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._hurry.wait(), seconds)
-
-    async def stop(self, drain_s: float) -> None:
-        """Close the listeners, let exchanges finish for `drain_s` seconds, end the rest, and let go of everything."""
-        if not self._is_open:
+    def _signalled(self, notice_s: float) -> None:
+        loop = asyncio.get_running_loop()
+        if self._stop.is_set():
+            self._stop_listening()
+            self._say(Hurry())
+            loop.call_later(_ENDING_S, self._kill)
             return
-        self.app.drain()
-        for listening in self._servers[:1]:
-            listening.close()  # the API's; operators see the drain to its end
-        await self._idle(drain_s)
-        left = self.app.pipeline.in_flight
-        if left:
-            self.log.warning("drain ended", cut=left)
-            self.app.pipeline.interrupt(errors.ProxyError(errors.DRAINING, "Sluice is stopping.", retry_after_s=1.0))
-            self._hurry = asyncio.Event()
-            await self._idle(_LAST_WORDS_S)
-        for listening in self._servers:
-            listening.close()
-        for server in self._http:
-            await server.shutdown(0.1)
-        for tls in self._tls:
-            tls.close()
-        await self.app.close()
-        self._is_open = False
+        self._stop.set()
+        self.fleet.is_draining = True
+        self.log.info("draining", workers=len(self.fleet.children), notice_s=notice_s)
+        self._say(Drain(notice_s))
+        # the workers stop listening then: one more open copy would let clients connect whom nobody serves
+        loop.call_later(notice_s, self._stop_listening)
+        loop.call_later(notice_s + self.config.shutdown.drain + _ENDING_S, self._kill)
 
-    async def _idle(self, patience_s: float) -> None:
-        """Wait until no exchange is live, or patience ends, or somebody is in a hurry."""
-        hurried = self.app.tasks.start(self._hurry.wait(), "hurry")
-        idle = self.app.tasks.start(self.app.pipeline.idle(), "idle")
-        await asyncio.wait({hurried, idle}, timeout=patience_s, return_when=asyncio.FIRST_COMPLETED)
-        hurried.cancel()
-        idle.cancel()
+    def _stop_listening(self) -> None:
+        if self._api is not None:
+            self._api.close()
+
+    def _say(self, message: Drain | Hurry) -> None:
+        for child in self.fleet.children.values():
+            child.channel.send(message)
+
+    def _kill(self) -> None:
+        for child in self.fleet.children.values():
+            self.log.error("worker killed, as it does not end", worker=child.number, pid=child.process.pid)
+            child.kill()
+
+    async def stop(self) -> None:
+        """End what still runs, without a drain, and let go of everything."""
+        self._stop.set()
+        self.fleet.is_draining = True
+        if self._keepers:
+            for child in self.fleet.children.values():
+                child.kill()
+            await asyncio.wait(self._keepers)
+        if self._operators is not None:
+            self._operators.close()
+        await self._http.shutdown(0.1)
+        await self._tasks.close(0.0)
+        for sock in (self._api, self._ops):
+            if sock is not None:
+                sock.close()
+        if self._folder:
+            await asyncio.to_thread(shutil.rmtree, self._folder, ignore_errors=True)
+
+    async def _keep(self, number: int, api: socket.socket) -> None:
+        """Have a worker of this number, until the stop."""
+        loop = asyncio.get_running_loop()
+        while not self._stop.is_set():
+            began_s = loop.time()
+            how = await self._live(number, api)
+            if self._stop.is_set():
+                return
+            if not self._started.done():
+                self._stop.set()  # the others may fail for the same reason: one message is enough
+                self._started.set_exception(StartError(how))
+                return
+            await self._pause_after(number, how, loop.time() - began_s)
+
+    async def _live(self, number: int, api: socket.socket) -> str:
+        """Start a worker, and let go of it when it has ended; how it ended."""
+        self._last_serial += 1
+        begin = Begin(number, self._packed, f"{self._folder}/{self._last_serial}")
+        try:
+            child = await Child.spawn(begin, self._last_serial, api)
+        except OSError as error:
+            return f"worker {number} could not be started: {error.strerror or error}"
+        self.fleet.joined(child)
+        if self._stop.is_set():  # it was decided meanwhile
+            child.channel.send(Drain(0.0))
+        code = await child.ended(functools.partial(self._is_ready, child))
+        self.fleet.left(child)
+        await child.close()
+        return child.failure or f"worker {number} ended: {how_it_ended(code)}"
+
+    def _is_ready(self, child: Child) -> None:
+        self.fleet.accepts(child)
+        if self.fleet.is_whole and not self._started.done():
+            self._started.set_result(None)
+
+    async def _pause_after(self, number: int, how: str, lived_s: float) -> None:
+        """Tell of a death, and wait before the next start; not longer than until the stop."""
+        now_s = asyncio.get_running_loop().time()
+        pause_s = self.fleet.died(number, now_s, lived_s)
+        is_loop = self.fleet.restarts[number].is_loop(now_s)
+        tell, event = (self.log.error, "worker dies again and again") if is_loop else (self.log.warning, "worker died")
+        tell(event, worker=number, how=how, lived_s=round(lived_s, 3), next_in_s=pause_s)
+        waiting = self._tasks.start(self._stop.wait(), "stop")
+        await asyncio.wait([waiting], timeout=pause_s)
+        waiting.cancel()
 
 
-def listener(host: str, port: int, section: str) -> socket.socket:
-    """A listening socket. Raises `OSError` that names the address, and the `section` of the settings it is from."""
-    try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
-        return socket.create_server((host, port), family=family, backlog=_BACKLOG)
-    except OSError as error:
-        # socket.create_server names the address a second time, in brackets
-        why = (error.strerror or str(error)).partition(" (while")[0]
-        raise OSError(error.errno, f"cannot listen on {host}:{port} ({section}.host, {section}.port): {why}") from error
-
-
-def connection_limit(wanted: int, log: structlog.typing.FilteringBoundLogger) -> int:
-    """How many connections the file-descriptor limit allows, after raising it as far as the system lets us."""
-    needed = wanted * _DESCRIPTORS_PER_CONNECTION + _SPARE_DESCRIPTORS
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft < needed:
-        soft = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
-        with contextlib.suppress(ValueError, OSError):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-        soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    allowed = max(1, min(wanted, (soft - _SPARE_DESCRIPTORS) // _DESCRIPTORS_PER_CONNECTION))
-    if allowed < wanted:
-        log.warning("server.max_connections lowered", configured=wanted, allowed=allowed, descriptors=soft)
-    return allowed
+def _private_folder() -> str:
+    """A folder for the workers' sockets, which nobody else may enter."""
+    folder = tempfile.mkdtemp(prefix="sluice-workers-")
+    if len(folder) <= _LONGEST_FOLDER:
+        return folder
+    shutil.rmtree(folder)
+    return tempfile.mkdtemp(prefix="sluice-workers-", dir="/tmp")

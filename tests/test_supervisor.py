@@ -1,245 +1,264 @@
-"""A stop loses nothing: readiness, notice, drain and last words of a real process, and its exit codes."""
+"""A supervisor and its workers: starts that fail, signals, deaths, and what is left of them."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import resource
+import json
+import os
 import signal
 import socket
-from typing import TYPE_CHECKING, Any, Final
+import sys
+from typing import TYPE_CHECKING, Any, Final, Self
 
+import psutil
 import pytest
 
-from proxy.supervisor import connection_limit, listener
 from tests.fakes import served
+from tests.fakes.answering import AnsweringUpstream
 from tests.fakes.client import RecordingClient
-from tests.fakes.raw_upstream import RawPeer, RawUpstream
-from tests.fakes.running import KEY
+from tests.fakes.fleet import LONG_S, configuration, fleet, readiness, scrape, total
+from tests.fakes.raw_upstream import RawUpstream
 from tests.fakes.waiting import until, until_asked
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
     from pathlib import Path
 
+    from tests.fakes.client import Answer
     from tests.fakes.served import Served
 
 CHAT: Final = {"model": "m", "stream": True, "messages": [{"role": "user", "content": "hi"}]}
+WHOLE: Final = {"model": "m", "messages": []}
 STREAM_HEAD: Final = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
 EVENT: Final = b'data: {"choices":[{"index":0,"delta":{"content":"a"}}]}\n\n'
-REST: Final = b'data: {"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}\n\ndata: [DONE]\n\n'
+NOWHERE: Final = "http://127.0.0.1:1/v1"
+STORE: Final = "redis://127.0.0.1:1"  # of which nobody asks anything
 
 
 def chunk(data: bytes) -> bytes:
     return b"%x\r\n%b\r\n" % (len(data), data)
 
 
-def configuration(upstream: RawUpstream, notice: str, drain: str) -> dict[str, Any]:
-    return {
-        "server": {"port": 0},
-        "ops": {"port": 0},
-        "upstreams": {"up": {"base_url": f"http://127.0.0.1:{upstream.port}/v1", "auth": "none"}},
-        "keys": [{"id": "team-a", "secret": KEY}],
-        "shutdown": {"notice": notice, "drain": drain},
-    }
+async def ask(proxy: Served) -> Answer:
+    async with await RecordingClient.connect(proxy.port) as client:
+        return await client.ask("POST", "/v1/chat/completions", WHOLE)
 
 
-@contextlib.asynccontextmanager
-async def proxied(folder: Path, *, notice: str, drain: str) -> AsyncIterator[tuple[Served, RawUpstream]]:
-    with RawUpstream() as upstream:
-        async with served.served(configuration(upstream, notice, drain), folder) as proxy:
-            yield proxy, upstream
-
-
-async def streaming(proxy: Served, upstream: RawUpstream) -> tuple[RecordingClient, RawPeer, Any]:
-    """A stream whose first event the client has."""
+async def begin_stream(proxy: Served, upstream: RawUpstream) -> tuple[RecordingClient, Answer]:
     client = await RecordingClient.connect(proxy.port)
     client.send("POST", "/v1/chat/completions", CHAT)
     peer = await upstream.accept()
     await peer.answer(STREAM_HEAD + chunk(EVENT))
     answer = await client.head()
     await client.piece(answer)
-    return client, peer, answer
+    return client, answer
 
 
-async def ready_status(proxy: Served) -> int:
-    client = await RecordingClient.connect(proxy.ops_port)
+def said(proxy: Served, event: str) -> list[dict[str, Any]]:
+    return [line for line in proxy.lines if line["event"] == event]
+
+
+async def test_a_ledger_that_cannot_be_opened_is_one_line_and_exit_1(tmp_path: Path) -> None:
+    """Both workers fail: the first to say why ends the start, and nothing is tried again."""
+    config = configuration(NOWHERE, STORE, tmp_path)
+    config["ledger"]["url"] = f"sqlite:///{tmp_path / 'missing' / 'ledger.db'}"
+    proxy = await served.start(config, tmp_path)
+    assert await proxy.exit_code(LONG_S) == 1
+    [line] = proxy.err.decode().splitlines()
+    assert line.startswith("sluice: the ledger ")
+    assert "No such file or directory" in line
+    assert proxy.lines == []
+
+
+async def test_an_address_in_use_is_one_line_and_exit_1(tmp_path: Path) -> None:
+    config = configuration(NOWHERE, STORE, tmp_path)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        for section in ("server", "ops"):
+            port = taken.getsockname()[1]
+            proxy = await served.start(config | {section: config[section] | {"port": port}}, tmp_path)
+            assert await proxy.exit_code(LONG_S) == 1
+            assert proxy.err.decode() == (
+                f"sluice: cannot listen on 127.0.0.1:{port} ({section}.host, {section}.port): Address already in use\n"
+            )
+
+
+@pytest.mark.parametrize(
+    ("setting", "url", "problem"),
+    [
+        (
+            "store",
+            "memory://",
+            "more than one worker needs a shared store, such as redis://: limits would hold per worker",
+        ),
+        ("ledger", "sqlite:///:memory:", "more than one worker needs a ledger that they share: in memory each"),
+    ],
+)
+async def test_what_workers_cannot_share_is_refused_on_the_command_line_too(
+    tmp_path: Path, setting: str, url: str, problem: str
+) -> None:
+    config = configuration(NOWHERE, STORE, tmp_path, workers=1)
+    config[setting]["url"] = url
+    proxy = await served.start(config, tmp_path, words=("--workers", "2"))
+    assert await proxy.exit_code(LONG_S) == 1
+    assert proxy.err.decode().startswith(f"sluice: {problem}")
+
+
+async def test_the_number_of_workers_from_the_command_line(tmp_path: Path) -> None:
+    config = configuration(NOWHERE, STORE, tmp_path, workers=1)
+    proxy = await served.start(config, tmp_path, words=("--workers", "3"))
     try:
-        return (await client.ask("GET", "/readyz", key=None)).status
+        await proxy.listening()
+        assert len(proxy.workers) == 3
+        assert total((await scrape(proxy))[1], "sluice_workers") == 3
+        commands = " ".join(word for worker in proxy.workers.values() for word in worker.cmdline())
+        assert "sk-" not in commands
+        proxy.process.send_signal(signal.SIGTERM)
+        assert await proxy.exit_code(LONG_S) == 0
     finally:
-        await client.close()
+        proxy.kill()
+        await proxy.exit_code(LONG_S)
 
 
-async def is_refused(port: int) -> bool:
-    with socket.socket() as sock:
-        sock.setblocking(False)
-        try:
-            await asyncio.get_running_loop().sock_connect(sock, ("127.0.0.1", port))
-        except ConnectionRefusedError:
-            return True
-        except ConnectionResetError:
-            return False  # it was in the queue of a listener that closed: ask once more
+async def test_a_second_signal_ends_the_drain_at_once(tmp_path: Path) -> None:
+    for number in (signal.SIGTERM, signal.SIGINT):
+        folder = tmp_path / number.name
+        folder.mkdir()
+        with RawUpstream() as upstream:
+            url = f"http://127.0.0.1:{upstream.port}/v1"
+            async with fleet(url, folder, notice="10m", drain="10m") as proxy:
+                client, answer = await begin_stream(proxy, upstream)
+                # as from a terminal: to the supervisor, and to everybody in its group
+                for pid in (proxy.pid, *proxy.workers) * 2:
+                    os.kill(pid, number)
+                    await until(lambda: len(said(proxy, "draining")) >= 1, "the drain to begin", LONG_S)
+                while await client.piece(answer):
+                    continue
+                assert b'"code":"draining"' in answer.body
+                assert answer.body.endswith(b"data: [DONE]\n\n")
+                assert await proxy.exit_code(LONG_S) == 0
+                await client.close()
+        assert b"Traceback" not in proxy.err
+
+
+async def test_signals_to_the_workers_alone_do_not_hurry_a_drain(tmp_path: Path) -> None:
+    """A service manager sends SIGTERM to every process of the service; each gets it twice then."""
+    rest = b'data: {"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}\n\ndata: [DONE]\n\n'
+    with RawUpstream() as upstream:
+        async with fleet(f"http://127.0.0.1:{upstream.port}/v1", tmp_path) as proxy:
+            client = await RecordingClient.connect(proxy.port)
+            client.send("POST", "/v1/chat/completions", CHAT)
+            peer = await upstream.accept()
+            await peer.answer(STREAM_HEAD + chunk(EVENT))
+            answer = await client.head()
+            for pid in (*proxy.workers, proxy.pid, *proxy.workers):
+                os.kill(pid, signal.SIGTERM)
+            await until(lambda: len(said(proxy, "draining")) == 3, "all drain", LONG_S)
+            await peer.send(chunk(rest) + b"0\r\n\r\n")
+            while await client.piece(answer):
+                continue
+            assert (answer.body, answer.whole) == (EVENT + rest, True)
+            assert await proxy.exit_code(LONG_S) == 0
+            await client.close()
+
+
+async def test_workers_whose_supervisor_is_killed_finish_and_free_the_address(tmp_path: Path) -> None:
+    with RawUpstream() as upstream:
+        async with fleet(f"http://127.0.0.1:{upstream.port}/v1", tmp_path, notice="10m", drain="1s") as proxy:
+            client, answer = await begin_stream(proxy, upstream)
+            workers = proxy.workers
+            proxy.process.kill()
+            while await client.piece(answer):
+                continue
+            assert b'"code":"draining"' in answer.body  # it was told, after the second that it had
+            await until(lambda: not any(is_alive(worker) for worker in workers.values()), "they end", LONG_S)
+            with socket.create_server(("127.0.0.1", proxy.port), reuse_port=False):
+                pass
+            await client.close()
+            assert await proxy.exit_code(LONG_S) == -signal.SIGKILL
+
+
+def is_alive(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     return False
 
 
-def said(proxy: Served, event: str) -> bool:
-    return any(line["event"] == event for line in proxy.lines)
+async def test_a_worker_that_dies_again_and_again_is_told_of(tmp_path: Path) -> None:
+    """The other one serves on; the pauses grow; readiness and the log say so."""
+    async with AnsweringUpstream() as upstream, fleet(upstream.url, tmp_path) as proxy:
+        [steady, *_] = proxy.workers
+        for deaths in range(5):
+            await until(lambda: len(proxy.workers) == 2, "both run", LONG_S)
+            [dying] = [worker for pid, worker in proxy.workers.items() if pid != steady]
+            dying.kill()
+            await until(lambda deaths=deaths: len(deaths_of(proxy)) == deaths + 1, "it is told", LONG_S)  # type: ignore[misc]
+        assert [line["next_in_s"] for line in deaths_of(proxy)] == [0.1, 0.2, 0.4, 0.8, 1.6]
+        assert {line["worker"] for line in deaths_of(proxy)} == {deaths_of(proxy)[0]["worker"]}
+        assert (await ask(proxy)).status == 200
+        number = deaths_of(proxy)[0]["worker"]
+
+        async def only_the_loop_is_left() -> bool:
+            return await readiness(proxy) == (503, [f"worker {number} dies again and again"])
+
+        await until_asked(only_the_loop_is_left, "a replacement that runs", LONG_S)
+    assert [line["level"] for line in said(proxy, "worker dies again and again")] == ["error"]
 
 
-async def test_a_drain_lets_streams_end_whole_and_tells_the_rest(tmp_path: Path) -> None:
-    """SIGTERM: not ready at once, new connections served during the notice, refused after it; exit 0."""
-    async with proxied(tmp_path, notice="400ms", drain="600ms") as (proxy, upstream):
-        assert await ready_status(proxy) == 200
-        ending, ending_peer, ended = await streaming(proxy, upstream)
-        left, left_peer, cut = await streaming(proxy, upstream)
-        waiting = await RecordingClient.connect(proxy.port)
-        waiting.send("POST", "/v1/chat/completions", CHAT)
-        waiting_peer = await upstream.accept()
-        await waiting_peer.request()
-
-        proxy.process.send_signal(signal.SIGTERM)
-        await until(lambda: said(proxy, "draining"), "the drain to begin")
-        assert await ready_status(proxy) == 503
-        late, late_peer, served_late = await streaming(proxy, upstream)
-        assert served_late.header("connection") == "close"
-        await until_asked(lambda: is_refused(proxy.port), "listeners closed")
-
-        for client, peer, answer in ((ending, ending_peer, ended), (late, late_peer, served_late)):
-            await peer.send(chunk(REST) + b"0\r\n\r\n")
-            while await client.piece(answer):
-                continue
-            assert (answer.body, answer.whole) == (EVENT + REST, True)
-
-        while await left.piece(cut):
-            continue
-        assert cut.whole
-        assert cut.body.startswith(EVENT + b'data: {"error":')
-        assert b'"code":"draining"' in cut.body
-        assert cut.body.endswith(b"data: [DONE]\n\n")
-        refused = await waiting.answer()
-        assert (refused.status, refused.error["code"]) == (503, "draining")
-        assert refused.header("retry-after") is not None
-        for peer in (left_peer, waiting_peer):
-            await peer.ended()
-        assert await proxy.exit_code() == 0
-        for client in (ending, left, waiting, late):
-            await client.close()
-    drained = [line for line in proxy.exchanges if line.get("aborted_by") == "drain"]
-    assert [line["outcome"] for line in drained] == ["draining", "draining"]
-    assert {line["phase"] for line in drained} == {"relay", "forward"}
-    assert len(proxy.exchanges) == 4
+def deaths_of(proxy: Served) -> list[dict[str, Any]]:
+    return [line for line in proxy.lines if line["event"] in ("worker died", "worker dies again and again")]
 
 
-async def test_a_drain_ends_with_the_last_exchange(tmp_path: Path) -> None:
-    """Nobody waits for a drain of ten minutes when nothing is left to drain."""
-    async with proxied(tmp_path, notice="0s", drain="10m") as (proxy, upstream):
-        client, peer, answer = await streaming(proxy, upstream)
-        idle = await RecordingClient.connect(proxy.port)
-        assert (await idle.ask("GET", "/v1/files")).status == 403  # its connection is kept alive, and does not count
-        proxy.process.send_signal(signal.SIGTERM)
-        await until_asked(lambda: is_refused(proxy.port), "listeners closed")
-        await peer.send(chunk(REST) + b"0\r\n\r\n")
-        while await client.piece(answer):
-            continue
-        assert answer.whole
-        assert await proxy.exit_code(5) == 0
-        await client.close()
-        await idle.close()
-    assert proxy.exchanges[-1]["outcome"] == "ok"
+class Manager:
+    """What systemd does: it listens, hands over the socket, and is told of the service's states."""
+
+    def __init__(self, address: str) -> None:
+        self.told: list[bytes] = []
+        self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._sock.bind(address)
+        self._sock.setblocking(False)
+
+    def __enter__(self) -> Self:
+        asyncio.get_running_loop().add_reader(self._sock, lambda: self.told.append(self._sock.recv(1000)))
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        asyncio.get_running_loop().remove_reader(self._sock)
+        self._sock.close()
 
 
-@pytest.mark.parametrize("notice", ["10m", "0s"])
-async def test_a_second_sigterm_ends_notice_and_drain_at_once(tmp_path: Path, notice: str) -> None:
-    """What is left still gets its error event, and the exit code is still 0."""
-    async with proxied(tmp_path, notice=notice, drain="10m") as (proxy, upstream):
-        client, peer, answer = await streaming(proxy, upstream)
-        proxy.process.send_signal(signal.SIGTERM)
-        await until(lambda: said(proxy, "draining"), "the drain to begin")
-        proxy.process.send_signal(signal.SIGTERM)
-        while await client.piece(answer):
-            continue
-        assert b'"code":"draining"' in answer.body
-        await peer.ended()
-        assert await proxy.exit_code(5) == 0
-        await client.close()
-    assert b"Traceback" not in proxy.err
-
-
-async def test_sigint_skips_the_notice(tmp_path: Path) -> None:
-    """Ctrl-C: no new connection is taken, and without a stream the process is gone at once."""
-    async with proxied(tmp_path, notice="10m", drain="10m") as (proxy, _):
-        proxy.process.send_signal(signal.SIGINT)
-        assert await proxy.exit_code(5) == 0
-    assert b"Traceback" not in proxy.err
-
-
-async def test_a_client_that_does_not_read_cannot_hold_the_stop(tmp_path: Path) -> None:
-    """The last words have two seconds; then the connection is dropped, and the upstream with it."""
-    async with proxied(tmp_path, notice="0s", drain="0s") as (proxy, upstream):
-        client = await RecordingClient.connect(proxy.port, receive_buffer=4096)
-        client.writer.transport.pause_reading()  # type: ignore[attr-defined]  # asyncio types it as WriteTransport
-        client.send("POST", "/v1/chat/completions", CHAT)
-        peer = await upstream.accept()
-        await peer.answer(STREAM_HEAD)
-        loop = asyncio.get_running_loop()
-        flooding = loop.create_task(flood_until_stuck(peer))
-        await flooding
-        proxy.process.send_signal(signal.SIGTERM)
-        await peer.ended()
-        assert await proxy.exit_code() == 0
-        await client.close()
-    [line] = proxy.exchanges
-    assert (line["aborted_by"], line["outcome"], line["phase"]) == ("drain", "draining", "relay")
-
-
-async def flood_until_stuck(peer: RawPeer) -> None:
-    """Send until the proxy takes no more for a moment."""
-    with contextlib.suppress(TimeoutError):
-        while True:
-            async with asyncio.timeout(0.3):
-                await peer.send(chunk(EVENT * 500))
-
-
-async def test_a_port_in_use_is_one_clear_line_and_exit_1(tmp_path: Path) -> None:
-    with RawUpstream() as upstream, listener("127.0.0.1", 0, "server") as taken:
-        port = taken.getsockname()[1]
-        config = configuration(upstream, "0s", "0s")
-        config["server"]["port"] = port
-        proxy = await served.start(config, tmp_path)
-        assert await proxy.exit_code() == 1
-    lines = proxy.err.decode().splitlines()
-    assert lines == [f"sluice: cannot listen on 127.0.0.1:{port} (server.host, server.port): Address already in use"]
-
-
-def test_a_listener_names_the_address_it_cannot_have() -> None:
-    with listener("127.0.0.1", 0, "server") as taken:
-        port = taken.getsockname()[1]
-        expected = rf"cannot listen on 127.0.0.1:{port} \(server.host, server.port\): Address already in use"
-        with pytest.raises(OSError, match=expected):
-            listener("127.0.0.1", port, "server")
-
-
-def test_a_listener_takes_ipv6() -> None:
-    with listener("::1", 0, "server") as listening:
-        assert listening.family == socket.AF_INET6
-
-
-class _Warnings:
-    def __init__(self) -> None:
-        self.said: list[dict[str, object]] = []
-
-    def warning(self, event: str, **fields: object) -> None:
-        self.said.append({"event": event, **fields})
-
-
-def test_connections_are_limited_to_what_the_descriptors_allow(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each exchange takes two descriptors: a limit that cannot be had is lowered, and said."""
-    log: Any = _Warnings()
-    limits = [1024, 2200]
-    monkeypatch.setattr(resource, "getrlimit", lambda which: tuple(limits))
-    monkeypatch.setattr(resource, "setrlimit", lambda which, wanted: limits.__setitem__(0, wanted[0]))
-    assert connection_limit(900, log) == 900
-    assert limits[0] == 2000
-    assert log.said == []
-    assert connection_limit(9000, log) == 1000
-    assert [line["allowed"] for line in log.said] == [1000]
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("abstract", [False, True])
+async def test_systemd_gives_the_socket_and_is_told(tmp_path: Path, workers: int, *, abstract: bool) -> None:
+    address = f"@sluice-{os.getpid()}-{workers}" if abstract else str(tmp_path / "notify")
+    config = configuration(NOWHERE, STORE, tmp_path, workers=workers)
+    config["server"]["port"] = 1  # which nobody but root could have, and nobody asks for
+    (tmp_path / "sluice.yaml").write_text(json.dumps(config))
+    listening = socket.create_server(("127.0.0.1", 0))
+    port = listening.getsockname()[1]
+    # LISTEN_PID names the process itself, which execs
+    script = (
+        "import os, sys; os.dup2(int(sys.argv[1]), 3); os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS='1');"
+        "os.execv(sys.executable, [sys.executable, '-m', 'proxy', 'serve', '--config', sys.argv[2]])"
+    )
+    with Manager(address.replace("@", "\0")) as manager, listening:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-c", script, str(listening.fileno()), str(tmp_path / "sluice.yaml")),
+            pass_fds=(listening.fileno(),),
+            env={**os.environ, "NOTIFY_SOCKET": address},
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        proxy = served.Served(process)
+        proxy.follow()
+        try:
+            await proxy.listening()
+            assert proxy.port == port
+            async with await RecordingClient.connect(port) as client:
+                assert (await client.ask("GET", "/v1/models")).status == 200
+            await until(lambda: manager.told == [b"READY=1"], "it is told of the start")
+            process.send_signal(signal.SIGTERM)
+            assert await proxy.exit_code(LONG_S) == 0
+            await until(lambda: manager.told == [b"READY=1", b"STOPPING=1"], "it is told of the stop")
+        finally:
+            proxy.kill()
+            await proxy.exit_code(LONG_S)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
 from proxy.config.read import nearest
+from proxy.config.values import is_in_memory
 from proxy.core.addresses import parse_network
 from proxy.core.limits import parse_limit
 from proxy.core.quota import Kind
@@ -105,10 +106,21 @@ def _check_backends(config: Config, findings: Findings) -> None:
     store, ledger = config.store.url.reveal(), config.ledger.url.reveal()
     scheme = store.partition("://")[0] if "://" in store else ""
     findings.expect(scheme in _STORES, ("store", "url"), "must start with one of " + _schemes(_STORES))
-    alone = config.server.workers == 1 or scheme != "memory" or findings.spoiled(("store",))
-    findings.expect(alone, ("server", "workers"), "more than one worker needs a shared store, such as redis://")
+    if (problem := against_workers(config)) is not None and not findings.spoiled(("store",)):
+        findings.refuse(("server", "workers"), problem)
     known = "://" in ledger and ledger.partition("://")[0] in _LEDGERS
     findings.expect(known, ("ledger", "url"), "must start with one of " + _schemes(_LEDGERS))
+
+
+def against_workers(config: Config) -> str | None:
+    """What `config` keeps in the memory of a process, and several workers would each have of their own."""
+    if config.server.workers == 1:
+        return None
+    if config.store.url.reveal().startswith("memory:"):
+        return "more than one worker needs a shared store, such as redis://: limits would hold per worker"
+    if is_in_memory(config.ledger.url):
+        return "more than one worker needs a ledger that they share: in memory each would have its own"
+    return None
 
 
 def _schemes(names: Iterable[str]) -> str:

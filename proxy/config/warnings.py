@@ -34,7 +34,6 @@ class _NotEnforced(NamedTuple):
 
 
 _NOT_ENFORCED: Final = (
-    _NotEnforced("server.workers", harmless=1),
     _NotEnforced("ops.admin_token"),
 )
 

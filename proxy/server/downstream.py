@@ -16,6 +16,8 @@ from multidict import CIMultiDict
 from proxy.core import errors
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from aiohttp.http_writer import StreamWriter
 
     from proxy.core.headers import RawHeaders
@@ -70,9 +72,12 @@ class RequestBody:
 
 
 class Downstream:
-    """Writes the answer. `extra` headers go with any answer to this request (CORS); `close` ends keep-alive."""
+    """Writes the answer. `extra` headers go with any answer to this request (CORS).
 
-    def __init__(self, request: web.BaseRequest, extra: RawHeaders, *, close: bool) -> None:
+    `is_last` is asked when the head goes out, which may be long after the request came: it ends keep-alive.
+    """
+
+    def __init__(self, request: web.BaseRequest, extra: RawHeaders, *, is_last: Callable[[], bool]) -> None:
         self.response: web.StreamResponse | None = None
         self.sent_bytes = 0
         self.first_byte_s: float | None = None
@@ -82,7 +87,7 @@ class Downstream:
         self._paused_s = 0.0
         self._request = request
         self._extra = extra
-        self._close = close
+        self._is_last = is_last
         self._writer: StreamWriter | None = None
         self._is_head = request.method == "HEAD"
         self._ends_by_closing = False
@@ -101,7 +106,7 @@ class Downstream:
         """Send the head; without a length the body is chunked."""
         self.response = web.StreamResponse(status=status, headers=_decoded([*headers, *self._extra]))
         self.response.headers["Server"] = "sluice"
-        if self._close or self._is_out_of_step():
+        if self._is_last() or self._is_out_of_step():
             self.response.force_close()
         if content_length is not None:
             self.response.content_length = content_length

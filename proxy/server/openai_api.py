@@ -45,12 +45,16 @@ class OpenAIApi:
         origin = request.headers.get("Origin")
         if request.method == "OPTIONS":
             return await self._preflight(request, origin)
-        downstream = Downstream(request, self._cors.headers(origin), close=self.is_draining)
+        downstream = Downstream(request, self._cors.headers(origin), is_last=self._is_last)
         exchange, refusal = self._exchange(request, downstream)
         await self._pipeline.run(exchange, refusal)
         if downstream.is_cut or downstream.response is None:
             raise ConnectionResetError("cut")
         return downstream.response
+
+    def _is_last(self) -> bool:
+        """Whether an answer that begins now is the last of its connection."""
+        return self.is_draining
 
     def _exchange(self, request: web.BaseRequest, downstream: Downstream) -> tuple[Exchange, errors.ProxyError | None]:
         raw_path, _, query = request.raw_path.partition("?")
@@ -103,7 +107,7 @@ class OpenAIApi:
             private_network="Access-Control-Request-Private-Network" in request.headers,
         )
         raw = [(name.encode("ascii"), value.encode("utf-8", "replace")) for name, value in headers.items()]
-        downstream = Downstream(request, raw, close=self.is_draining)
+        downstream = Downstream(request, raw, is_last=self._is_last)
         await send_whole(downstream, 204, [], b"", StallWatch(downstream, self._write_stall_s))
         if downstream.response is None:
             raise ConnectionResetError("cut")

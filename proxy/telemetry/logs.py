@@ -1,4 +1,4 @@
-"""Log lines: rendered in the calling thread, written by a thread of its own, so that a blocked pipe blocks nobody.
+"""Log lines: rendered in the calling thread, for a `LogWriter` to write.
 
 All logging ends here: our own structlog logger, our `logging.getLogger("sluice.…")`, and the libraries' loggers. Nobody
 should log a key, a prompt or an answer; in case somebody does, fields with telling names and strings that look like
@@ -7,18 +7,13 @@ credentials are masked. Of foreign exceptions only type and place are logged: th
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
-import os
-import queue
 import re
-import select
 import sys
-import threading
 import traceback
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import msgspec
 import structlog
@@ -31,93 +26,13 @@ if TYPE_CHECKING:
 
     from structlog.typing import EventDict, FilteringBoundLogger, Processor
 
+    from proxy.telemetry.log_writer import LogWriter
+
 MASK: Final = "[masked]"
 
-# a wake-up of the writer costs the event loop two switches of the interpreter lock; so it takes what 20 ms bring
-_GATHER_S: Final = 0.02
-_BATCH_LINES: Final = 100
 _MAX_VALUE_CHARS: Final = 2_000
 _MAX_DEPTH: Final = 4
 _MAX_FRAMES: Final = 8
-
-
-class HasFileno(Protocol):
-    """A file, a pipe or a terminal."""
-
-    def fileno(self) -> int:
-        """Its descriptor."""
-
-
-class LogWriter:
-    """Writes lines to a descriptor, in order, from a thread of its own.
-
-    At most `max_lines` wait; more are dropped and counted, as are lines that cannot be written. The descriptor stays
-    the caller's. Threads do not survive a fork: make the writer in the process that logs.
-    """
-
-    def __init__(self, stream: HasFileno, max_lines: int = 10_000) -> None:
-        self._descriptor = stream.fileno()
-        self._max_lines = max_lines
-        self._lines: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
-        self._closing = threading.Event()
-        self._dropped = 0
-        self._dropped_lock = threading.Lock()
-        self._thread = threading.Thread(target=self._run, name="sluice-log", daemon=True)
-        self._thread.start()
-
-    @property
-    def dropped(self) -> int:
-        """Lines dropped so far."""
-        return self._dropped
-
-    def is_terminal(self) -> bool:
-        """Somebody may be looking: colours are welcome."""
-        return os.isatty(self._descriptor)
-
-    def write(self, line: bytes) -> None:
-        """Take a line, without its newline. Never waits, never raises."""
-        if self._lines.qsize() >= self._max_lines or self._closing.is_set():
-            self._drop(1)
-        else:
-            self._lines.put(line)
-
-    def close(self, patience_s: float = 2.0) -> None:
-        """Write what waits, for up to `patience_s` seconds; what a blocked pipe does not take by then is lost."""
-        if not self._closing.is_set():
-            self._closing.set()
-            self._lines.put(None)
-        self._thread.join(patience_s)
-
-    def _drop(self, lines: int) -> None:
-        with self._dropped_lock:
-            self._dropped += lines
-
-    def _run(self) -> None:
-        ended = False
-        while not ended:
-            batch = [self._lines.get()]
-            self._closing.wait(_GATHER_S)
-            while self._lines.qsize() and len(batch) < _BATCH_LINES:
-                batch.append(self._lines.get())
-            ended = None in batch
-            lines = [line for line in batch if line is not None]
-            try:
-                self._write_all(b"".join([line + b"\n" for line in lines]))
-            except OSError:
-                self._drop(len(lines))  # nobody reads any more, or the disk is full: that may pass
-
-    def _write_all(self, data: bytes) -> None:
-        view = memoryview(data)
-        while view:
-            try:
-                view = view[os.write(self._descriptor, view) :]
-            except OSError as error:
-                if error.errno != errno.EAGAIN:
-                    raise
-                # somebody made the descriptor non-blocking, which a pipe's two ends share
-                waiting = select.poll()
-                waiting.register(self._descriptor, select.POLLOUT)
-                waiting.poll()
 
 
 # names under which somebody might log what must not be logged; numbers under them (a count of tokens) may pass
@@ -276,17 +191,20 @@ def _message_of(record: logging.LogRecord) -> str:
 
 
 def configure(
-    level: Literal["debug", "info", "warning", "error"], form: Literal["json", "console"], writer: LogWriter
+    level: Literal["debug", "info", "warning", "error"],
+    form: Literal["json", "console"],
+    writer: LogWriter,
+    **fields: object,
 ) -> FilteringBoundLogger:
     """The logger whose lines go to `writer`, as JSON or for people; standard-library logging goes the same way.
 
-    Calling it again replaces what the call before set up.
+    Every line has `fields`. Calling it again replaces what the call before set up.
     """
     render: Processor = _render_json if form == "json" else _ConsoleRenderer(colors=writer.is_terminal())
     processors: list[Processor] = [structlog.processors.TimeStamper(fmt="iso", utc=True), _prepare, render]
     wrapper = structlog.make_filtering_bound_logger(level)
     # bind() unwraps the lazy proxy, which would look the configuration up again at every line
-    log: FilteringBoundLogger = structlog.wrap_logger(_Output(writer), processors, wrapper).bind()
+    log: FilteringBoundLogger = structlog.wrap_logger(_Output(writer), processors, wrapper).bind(**fields)
     root = logging.getLogger()
     for handler in [handler for handler in root.handlers if isinstance(handler, _Libraries)]:
         root.removeHandler(handler)

@@ -21,6 +21,7 @@ from proxy import __version__
 from proxy.core.ratelimit import window_name
 from proxy.telemetry.label_sets import Children
 from proxy.telemetry.loop_lag import EventLoopLag
+from proxy.telemetry.merging import Snapshots
 from proxy.telemetry.routing import RoutingMetrics
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ class Metrics:
         # `_created` samples would double the series of every counter, and nothing here reads them
         disable_created_metrics()  # type: ignore[no-untyped-call]  # the library left it unannotated
         self._registry = registry
+        self._snapshots = Snapshots(registry)
         self.routing = RoutingMetrics(registry)
         ProcessCollector(registry=registry)
         GCCollector(registry=registry)
@@ -274,6 +276,10 @@ class Metrics:
         """
         encode, content_type = choose_encoder(accept)
         return encode(self._registry), content_type
+
+    def snapshot(self) -> bytes:
+        """All values, for `merging.unpack` in the process that shows those of all workers. Safe to call in a thread."""
+        return self._snapshots.pack()
 
 
 class _LogDrops(Collector):

@@ -32,9 +32,10 @@ from proxy.config.settings import (
 from proxy.config.upstreams import UpstreamConfig
 from proxy.config.values import Secret, SecretUrl
 from proxy.stores.database import migrate, open_database
-from proxy.supervisor import Worker
-from proxy.telemetry.logs import LogWriter, configure
+from proxy.telemetry.log_writer import LogWriter
+from proxy.telemetry.logs import configure
 from proxy.telemetry.metrics import Metrics
+from proxy.worker import Worker
 from tests.fakes.waiting import until
 
 if TYPE_CHECKING:

@@ -12,10 +12,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import psutil
+
 from tests.fakes.waiting import until
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Mapping
 
 _ROOT = Path(__file__).parents[2]
 
@@ -34,6 +36,22 @@ class Served:
     @property
     def pid(self) -> int:
         return self.process.pid
+
+    @property
+    def workers(self) -> dict[int, psutil.Process]:
+        """The processes of its workers by their ids; none where it works itself."""
+        with contextlib.suppress(psutil.NoSuchProcess):
+            return {child.pid: child for child in psutil.Process(self.pid).children()}
+        return {}
+
+    def kill(self) -> None:
+        """End it and its workers without a word."""
+        workers = self.workers.values()
+        if self.process.returncode is None:
+            self.process.kill()
+        for worker in workers:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                worker.kill()
 
     @property
     def lines(self) -> list[dict[str, Any]]:
@@ -73,14 +91,21 @@ async def _collect(stream: asyncio.StreamReader, collected: bytearray) -> None:
         collected += data
 
 
-async def start(config: dict[str, Any], folder: Path, loop: str = "uvloop") -> Served:
-    """Start it on `config`, which JSON writes as YAML; not yet listening."""
+async def start(
+    config: dict[str, Any],
+    folder: Path,
+    loop: str = "uvloop",
+    *,
+    words: tuple[str, ...] = (),
+    environ: Mapping[str, str] | None = None,
+) -> Served:
+    """Start it on `config`, which JSON writes as YAML, with more `words` on its command line; not yet listening."""
     file = folder / "sluice.yaml"
     file.write_text(json.dumps(config))
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "proxy", "serve", "--config", str(file)),
+        *(sys.executable, "-m", "proxy", "serve", "--config", str(file), *words),
         cwd=_ROOT,
-        env={**os.environ, "SLUICE_LOOP": loop, "PYTHONWARNINGS": "error"},
+        env={**os.environ, "SLUICE_LOOP": loop, "PYTHONWARNINGS": "error", **(environ or {})},
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
@@ -90,13 +115,12 @@ async def start(config: dict[str, Any], folder: Path, loop: str = "uvloop") -> S
 
 
 @contextlib.asynccontextmanager
-async def served(config: dict[str, Any], folder: Path, loop: str = "uvloop") -> AsyncIterator[Served]:
+async def served(config: dict[str, Any], folder: Path, loop: str = "uvloop", **environ: str) -> AsyncIterator[Served]:
     """A proxy that listens; killed at the end, if it still runs."""
-    proxy = await start(config, folder, loop)
+    proxy = await start(config, folder, loop, environ=environ)
     try:
         await proxy.listening()
         yield proxy
     finally:
-        if proxy.process.returncode is None:
-            proxy.process.kill()
+        proxy.kill()
         await proxy.exit_code()

@@ -9,7 +9,7 @@ from typing import IO, TYPE_CHECKING
 
 import pytest
 
-from proxy.telemetry.logs import LogWriter
+from proxy.telemetry.log_writer import LogWriter
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

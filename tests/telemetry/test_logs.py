@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import pytest
 
 from proxy.core import errors
-from proxy.telemetry.logs import MASK, LogWriter, _Libraries, configure
+from proxy.telemetry.log_writer import LogWriter
+from proxy.telemetry.logs import MASK, _Libraries, configure
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

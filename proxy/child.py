@@ -1,0 +1,130 @@
+"""A worker as its supervisor sees it: a process, the channel to it, and its private ops listener."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import socket
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import aiohttp
+import msgspec
+
+from proxy.control import Begin, Channel, Counted, Failed, Ready
+from proxy.telemetry.merging import unpack
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from proxy.telemetry.merging import Family
+
+_ASK_TIMEOUT_S: Final = 5.0
+# from the end of its channel, which it closes last, to its end
+_EXIT_S: Final = 10.0
+
+
+class Child:
+    """A worker's process. `serial` is its own; its `number` was that of the process whose place it took."""
+
+    def __init__(self, begin: Begin, serial: int, process: asyncio.subprocess.Process, channel: Channel) -> None:
+        self.number = begin.number
+        self.serial = serial
+        self.process = process
+        self.channel = channel
+        self.is_ready = False
+        self.failure: str | None = None
+        self.last_counts: Sequence[Family] | None = None
+        self._over = asyncio.Event()
+        self._ops_path = Path(begin.ops_path)
+        self._session = aiohttp.ClientSession(
+            "http://worker",
+            connector=aiohttp.UnixConnector(begin.ops_path),
+            timeout=aiohttp.ClientTimeout(total=_ASK_TIMEOUT_S),
+        )
+
+    @classmethod
+    async def spawn(cls, begin: Begin, serial: int, api: socket.socket) -> Child:
+        """Start the process of a worker that accepts on `api`. Raises `OSError`."""
+        ours, theirs = socket.socketpair()
+        try:
+            with theirs:
+                inherited = theirs.fileno(), api.fileno()
+                process = await asyncio.create_subprocess_exec(
+                    *(sys.executable, "-m", "proxy", "_worker", *map(str, inherited)),
+                    stdin=asyncio.subprocess.DEVNULL,
+                    pass_fds=inherited,
+                    start_new_session=True,  # Ctrl-C in a terminal is for the supervisor, which passes it on
+                )
+        except BaseException:
+            ours.close()
+            raise
+        channel = await Channel.over(ours)
+        channel.send(begin)
+        return cls(begin, serial, process, channel)
+
+    async def ended(self, on_ready: Callable[[], None]) -> int:
+        """Hear what it says until it has ended; its exit code, of a signal the number below zero."""
+        while (message := await self.channel.receive()) is not None:
+            if isinstance(message, Ready):
+                self.is_ready = True
+                on_ready()
+            elif isinstance(message, Failed):
+                self.failure = message.why
+            elif isinstance(message, Counted):
+                self.last_counts = unpack(message.snapshot)
+        self.is_ready = False
+        self._over.set()
+        try:
+            return await asyncio.wait_for(self.process.wait(), _EXIT_S)
+        except TimeoutError:
+            self.kill()
+            return await self.process.wait()
+
+    async def is_over(self, patience_s: float) -> bool:
+        """Wait up to `patience_s` seconds for its end."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._over.wait(), patience_s)
+        return self._over.is_set()
+
+    def kill(self) -> None:
+        """End it without a word."""
+        with contextlib.suppress(ProcessLookupError):
+            self.process.kill()
+
+    async def close(self) -> None:
+        """Let go of what it leaves behind."""
+        await self.channel.close()
+        await self._session.close()
+        await asyncio.to_thread(self._ops_path.unlink, missing_ok=True)
+
+    async def problems(self) -> list[str]:
+        """What keeps it from being ready."""
+        if not self.is_ready:
+            return [f"worker {self.number} is starting"]
+        try:
+            async with self._session.get("/readyz") as answer:
+                found: dict[str, Any] = msgspec.json.decode(await answer.read())
+        except (aiohttp.ClientError, TimeoutError, OSError):
+            return [f"worker {self.number} does not answer"]
+        return [f"worker {self.number}: {problem}" for problem in found["why"]]
+
+    async def counts(self) -> Sequence[Family] | None:
+        """What it has counted so far; None if it does not answer."""
+        try:
+            async with self._session.get("/snapshot") as answer:
+                return unpack(await answer.read())
+        except (aiohttp.ClientError, TimeoutError, OSError, msgspec.DecodeError):
+            return None
+
+
+def how_it_ended(code: int) -> str:
+    """An exit code in words."""
+    if code >= 0:
+        return f"exit code {code}"
+    try:
+        return signal.Signals(-code).name
+    except ValueError:
+        return f"signal {-code}"

@@ -1,0 +1,138 @@
+"""What every process of the proxy has: a log, metrics, and a worker unless it supervises; and a worker's whole life."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import socket
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from prometheus_client import CollectorRegistry
+
+from proxy.control import Begin, Channel, Counted, Drain, Failed, Hurry, Ready, told, unpacked
+from proxy.sockets import BACKLOG
+from proxy.stores.base import LedgerProblem
+from proxy.tasks import BackgroundTasks
+from proxy.telemetry.log_writer import LogWriter
+from proxy.telemetry.logs import configure
+from proxy.telemetry.metrics import Metrics
+from proxy.worker import Worker
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+
+    import structlog
+
+    from proxy.config.settings import Config
+
+# How long the event loop may wait for the interpreter lock while another thread works: the ledger's commits rows, one
+# counts tokens. With Python's 5 ms an event of a stream waits as long.
+_SWITCH_S: Final = 0.001
+
+
+class Telemetry(NamedTuple):
+    """How a process is seen."""
+
+    metrics: Metrics
+    log: structlog.typing.FilteringBoundLogger
+
+
+@contextlib.contextmanager
+def telemetry(config: Config, **fields: object) -> Iterator[Telemetry]:
+    """Log to standard output, which the workers of a supervisor share, every line with `fields`; and count."""
+    writer = LogWriter(sys.stdout, is_shared=config.server.workers > 1)
+    metrics = Metrics(CollectorRegistry())
+    metrics.watch_log(writer)
+    try:
+        yield Telemetry(metrics, configure(config.log.level, config.log.format, writer, **fields))
+    finally:
+        writer.close()
+
+
+@contextlib.asynccontextmanager
+async def serving_worker(
+    config: Config, seen: Telemetry, *, api: socket.socket | None = None, ops: socket.socket | None = None
+) -> AsyncIterator[Worker]:
+    """A worker that listens, stopped at the end. Raises what `Worker.start` does."""
+    sys.setswitchinterval(_SWITCH_S)
+    lag = seen.metrics.event_loop_lag()
+    worker = Worker(config, seen.metrics, seen.log, api=api, ops=ops)
+    try:
+        await worker.start()
+        lag.start()
+        yield worker
+    finally:
+        lag.stop()
+        await worker.stop(0.0)
+
+
+async def work(control: int, api: int) -> int:
+    """Be a worker of the supervisor at the other end of the socket `control`; accept on the socket `api`.
+
+    Both are descriptors. Returns the exit code.
+    """
+    for number in (signal.SIGINT, signal.SIGHUP):  # of a terminal: they are the supervisor's to pass on
+        signal.signal(number, signal.SIG_IGN)
+    channel = await Channel.over(socket.socket(fileno=control))
+    try:
+        begin = await channel.receive()
+        if not isinstance(begin, Begin):
+            return 1  # the supervisor has ended
+        ops_path = Path(begin.ops_path)
+        try:
+            with socket.socket(fileno=api) as accepting, _private_listener(ops_path) as ops:
+                channel.send(await _serve(begin, channel, accepting, ops))
+        finally:
+            await asyncio.to_thread(_clear, ops_path, is_last=channel.peer_has_ended)
+    except (LedgerProblem, OSError) as problem:
+        channel.send(Failed(told(problem)))
+        return 1
+    finally:
+        await channel.close()
+    return 0
+
+
+async def _serve(begin: Begin, channel: Channel, api: socket.socket, ops: socket.socket) -> Counted:
+    """Serve until the supervisor, its end, or SIGTERM says otherwise. What was counted by then."""
+    config = unpacked(begin.config)
+    tasks = BackgroundTasks()
+    with telemetry(config, worker=begin.number) as seen:
+        async with serving_worker(config, seen, api=api, ops=ops) as worker:
+            # a service manager may send it to every process of the service, the supervisor included: a second one from
+            # there is no reason to hurry
+            asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, worker.begin_stop, config.shutdown.notice)
+            channel.send(Ready())
+            tasks.keep(_obey(worker, channel), "supervisor")
+            await worker.until_stopped()
+            await tasks.close(0.0)
+        return Counted(seen.metrics.snapshot())
+
+
+async def _obey(worker: Worker, channel: Channel) -> None:
+    """Do what the supervisor says; without one, end, and leave the address to whoever comes next."""
+    while (message := await channel.receive()) is not None:
+        if isinstance(message, Drain):
+            worker.begin_stop(message.notice_s)
+        elif isinstance(message, Hurry):
+            worker.begin_stop(0.0)
+            worker.hurry()
+    worker.begin_stop(0.0)
+
+
+def _private_listener(path: Path) -> socket.socket:
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    sock.setblocking(False)
+    sock.bind(str(path))
+    sock.listen(BACKLOG)
+    return sock
+
+
+def _clear(ops_path: Path, *, is_last: bool) -> None:
+    """Remove the socket, and its folder if the supervisor, whose it is, has not lived to do it."""
+    ops_path.unlink(missing_ok=True)
+    if is_last:
+        with contextlib.suppress(OSError):  # another worker's socket is in it
+            ops_path.parent.rmdir()
