@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import random
 import ssl
-import time
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
@@ -24,7 +22,7 @@ from proxy.core.retry_budget import RetryBudget
 from proxy.core.throttle import Throttle
 from proxy.core.tokens import CL100K, O200K, encoding_of
 from proxy.phases.authenticate import Keyring, Plan, Principal, digest_of, terms_of
-from proxy.phases.balancer import Balancer, QueueLimits
+from proxy.phases.balancer import QueueLimits
 from proxy.phases.route import Model, Route, Router
 from proxy.phases.upstreams import Health, Probe, Timeouts, Upstream
 from proxy.upstream.connect import Origin, ProxyAddress, tls_context
@@ -35,7 +33,6 @@ if TYPE_CHECKING:
 
     from proxy.config.settings import Config, KeyConfig, ModelLimitsConfig, PlanConfig
     from proxy.config.upstreams import UpstreamConfig
-    from proxy.telemetry.routing import RoutingMetrics
 
 # local servers are given placeholders such as "x" or "EMPTY": masking those would tear words of error messages apart
 _SHORTEST_MASKED = 8
@@ -136,11 +133,9 @@ def router_of(config: Config, upstreams: dict[str, Upstream]) -> Router:
     return Router(upstreams[default], PatternTable(models), models)
 
 
-def balancer_of(config: Config, metrics: RoutingMetrics) -> Balancer:
-    """What gives exchanges their places at upstreams."""
-    queue = config.queue
-    limits = QueueLimits(queue.max_waiting, queue.max_bytes, queue.max_wait)
-    return Balancer(limits, metrics, time.monotonic, random.random)
+def queue_limits_of(config: Config) -> QueueLimits:
+    """How many may wait for upstreams, and for how long."""
+    return QueueLimits(config.queue.max_waiting, config.queue.max_bytes, config.queue.max_wait)
 
 
 def retry_policy_of(config: Config) -> RetryPolicy:

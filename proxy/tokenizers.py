@@ -40,6 +40,12 @@ def load(encodings: Iterable[str]) -> TokenCounter:
     return _ExactCounter(importlib.import_module(_LIBRARY), {O200K, *encodings} & {O200K, CL100K})
 
 
+def prepare(counter: TokenCounter, encodings: Iterable[str]) -> None:
+    """Have the tables of `encodings` in memory too, if `counter` needs any. Takes its time, as `load` does."""
+    if isinstance(counter, _ExactCounter):
+        counter.prepare(encodings)
+
+
 class _ExactCounter:
     """Counts with toktok-rs, whose counts are those of tiktoken.
 
@@ -56,6 +62,11 @@ class _ExactCounter:
         if encoding not in self._loaded:
             encoding = O200K
         return sum(sum(self._counts(batch, encoding)) for batch in batches(texts))
+
+    def prepare(self, encodings: Iterable[str]) -> None:
+        for encoding in ({*encodings} & {O200K, CL100K}) - self._loaded:
+            self._counts([""], encoding)
+            self._loaded |= {encoding}
 
     def _counts(self, batch: list[str], encoding: str) -> list[int]:
         # threads=0 would start threads, which costs four times the call

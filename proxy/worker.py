@@ -144,7 +144,7 @@ class Worker:
         """Serve until `begin_stop`, then stop in order."""
         await self._stop.wait()
         self.app.drain()
-        self.log.info("draining", in_flight=self.app.pipeline.in_flight, notice_s=self._notice_s)
+        self.log.info("draining", in_flight=len(self.app.live), notice_s=self._notice_s)
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._closing.wait(), self._notice_s)
         await self.stop(self.config.shutdown.drain)
@@ -157,10 +157,10 @@ class Worker:
         for listening in self._servers[:1]:
             listening.close()  # the API's; operators see the drain to its end
         await self._idle(drain_s)
-        left = self.app.pipeline.in_flight
+        left = len(self.app.live)
         if left:
             self.log.warning("drain ended", cut=left)
-            self.app.pipeline.interrupt(errors.ProxyError(errors.DRAINING, "Sluice is stopping.", retry_after_s=1.0))
+            self.app.live.interrupt(errors.ProxyError(errors.DRAINING, "Sluice is stopping.", retry_after_s=1.0))
             self._hurry = asyncio.Event()
             await self._idle(_LAST_WORDS_S)
         for listening in self._servers:
@@ -175,7 +175,7 @@ class Worker:
     async def _idle(self, patience_s: float) -> None:
         """Wait until no exchange is live, or patience ends, or somebody is in a hurry."""
         hurried = self.app.tasks.start(self._hurry.wait(), "hurry")
-        idle = self.app.tasks.start(self.app.pipeline.idle(), "idle")
+        idle = self.app.tasks.start(self.app.live.idle(), "idle")
         await asyncio.wait({hurried, idle}, timeout=patience_s, return_when=asyncio.FIRST_COMPLETED)
         hurried.cancel()
         idle.cancel()

@@ -33,9 +33,7 @@ class _NotEnforced(NamedTuple):
     note: str = ""
 
 
-_NOT_ENFORCED: Final = (
-    _NotEnforced("ops.admin_token"),
-)
+_NOT_ENFORCED: Final = (_NotEnforced("ops.admin_token"),)
 
 
 def warnings(config: Config) -> list[str]:

@@ -82,6 +82,7 @@ NO_UPSTREAM = ErrorKind("no_upstream", 503, _SERVER, "no_upstream", Blame.SLUICE
 QUEUE_FULL = ErrorKind("queue_full", 503, _SERVER, "queue_full", Blame.SLUICE)
 QUEUE_TIMEOUT = ErrorKind("queue_timeout", 503, _SERVER, "queue_timeout", Blame.SLUICE)
 STORE_UNAVAILABLE = ErrorKind("store_unavailable", 503, _SERVER, "store_unavailable", Blame.SLUICE)
+CUT_BY_OPERATOR = ErrorKind("cut_by_operator", 503, _SERVER, "cut_by_operator", Blame.SLUICE, should_retry=False)
 DRAINING = ErrorKind("draining", 503, _SERVER, "draining", Blame.SLUICE)
 TOO_MANY_CONNECTIONS = ErrorKind("too_many_connections", 503, _SERVER, "too_many_connections", Blame.SLUICE)
 

@@ -133,6 +133,8 @@ class _Place(Generic[T]):
 class FairQueue(Generic[T]):
     """Items that wait for one of several places, at most `max_waiting` in number and `max_bytes` in size.
 
+    Both may be changed at any time; what waits already stays.
+
     With equal weights a key's only item is served next but for the other keys' one each, however many they have
     waiting; otherwise keys that have items waiting all the time are served in proportion to their weights. Items of a
     key are served in the order in which they came, among those that the place may serve. Nothing is kept of a key or a
@@ -140,8 +142,8 @@ class FairQueue(Generic[T]):
     """
 
     def __init__(self, *, max_waiting: int, max_bytes: int) -> None:
-        self._max_waiting = max_waiting
-        self._max_bytes = max_bytes
+        self.max_waiting = max_waiting
+        self.max_bytes = max_bytes
         self._held_bytes = 0
         self._waiters: dict[T, _Waiter[T]] = {}
         self._places: dict[str, _Place[T]] = {}
@@ -167,7 +169,7 @@ class FairQueue(Generic[T]):
             raise ValueError(
                 f"cannot wait: weight {weight}, {len(places)} places, {size_bytes} bytes, or waits already"
             )
-        if len(self._waiters) >= self._max_waiting or self._held_bytes + size_bytes > self._max_bytes:
+        if len(self._waiters) >= self.max_waiting or self._held_bytes + size_bytes > self.max_bytes:
             return False
         waiter = _Waiter(item, key, places, size_bytes)
         length = _turn_length(weight)

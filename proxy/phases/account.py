@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Final
 
 from proxy.core.pricing import cost_nano_usd as cost_nano_usd_of
@@ -23,6 +22,7 @@ from proxy.stores.base import Opened
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from concurrent.futures import Executor
 
     from proxy.core.headers import RawHeaders
     from proxy.core.pricing import Price, PriceList
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
 # that is made to take long.
 _LONG_BYTES: Final = 16_384
 _LONGEST_MODEL: Final = 128
-_ESTIMATING_THREADS: Final = 2
 _NOTHING: Final = Estimate(0, 0)
 
 
@@ -86,19 +85,21 @@ class Accounting:
     """Opens accounts. Holds what they have in common."""
 
     def __init__(
-        self, *, quotas: Quotas, ledger: Ledger, prices: PriceList, counting: Counting, clock: Callable[[], float]
+        self,
+        *,
+        quotas: Quotas,
+        ledger: Ledger,
+        prices: PriceList,
+        counting: Counting,
+        estimating: Executor,
+        clock: Callable[[], float],
     ) -> None:
         self.counting = counting
         self._quotas = quotas
-        # of its own: names are resolved and files are read in the event loop's threads, and must not wait behind these
-        self._estimating = ThreadPoolExecutor(_ESTIMATING_THREADS, thread_name_prefix="estimates")
+        self._estimating = estimating
         self._ledger = ledger
         self._prices = prices
         self._clock = clock
-
-    def stop(self) -> None:
-        """End the threads; no exchange is opened any more."""
-        self._estimating.shutdown(wait=False, cancel_futures=True)
 
     def now_ms(self) -> int:
         """UNIX time in milliseconds."""
@@ -141,6 +142,11 @@ class Accounting:
         for served in account.lost:
             price = self._prices.find(admission.model, served)
             account.lost_nano_usd += 0 if price is None else cost_nano_usd_of(Usage(account.prompt_tokens), price)
+
+    def leave(self, account: Account) -> None:
+        """Free the slot of an exchange whose client's side has ended; `close` follows when it is known what it used."""
+        if account.hold is not None:
+            self._quotas.release(account.hold)
 
     def close(self, account: Account, settlement: Settlement) -> None:
         """Charge the key's quota what was used, and give back the rest."""

@@ -15,7 +15,7 @@ from proxy.core.fair_queue import FairQueue
 from proxy.phases.places import Place
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from proxy.core.circuit import Ticket
     from proxy.phases.places import Ask
@@ -56,12 +56,23 @@ class Balancer:
     def __init__(
         self, limits: QueueLimits, metrics: RoutingMetrics, clock: Callable[[], float], draw: Callable[[], float]
     ) -> None:
-        self._limits = limits
+        self._max_wait_s = limits.max_wait_s
         self._metrics = metrics
         self._clock = clock
         self._draw = draw
         self._queue: FairQueue[_Waiter] = FairQueue(max_waiting=limits.max_waiting, max_bytes=limits.max_bytes)
         self._waiting: dict[_Waiter, None] = {}
+
+    def limit(self, limits: QueueLimits) -> None:
+        """Hold those to `limits` who begin to wait from now on."""
+        self._max_wait_s = limits.max_wait_s
+        self._queue.max_waiting = limits.max_waiting
+        self._queue.max_bytes = limits.max_bytes
+
+    def any_open(self, upstreams: Iterable[Upstream]) -> bool:
+        """One of them may be asked."""
+        now_s = self._clock()
+        return any(upstream.health.is_open(now_s) for upstream in upstreams)
 
     def can_go_elsewhere(self, ask: Ask) -> bool:
         """A route that was not tried yet may be."""
@@ -192,7 +203,7 @@ class Balancer:
         """Wait for a place; whoever leaves while he waits is out of the queue at once, and holds nothing."""
         waiter = _Waiter(ask, routes, self._clock())
         names = frozenset(route.upstream.name for route in routes)
-        if ask.size_bytes > self._limits.max_bytes:
+        if ask.size_bytes > self._queue.max_bytes:
             raise self._queue_full(routes)
         while not self._queue.push(ask.key_id, ask.weight, waiter, names, ask.size_bytes):
             crowder = self._queue.crowder(ask.key_id)
@@ -203,7 +214,7 @@ class Balancer:
         self._show_queue(routes)
         self._metrics.queued(routes[0].upstream.name, self._queue.position(waiter))
         ask.waits()
-        timer = asyncio.get_running_loop().call_later(self._limits.max_wait_s, self._expire, waiter)
+        timer = asyncio.get_running_loop().call_later(self._max_wait_s, self._expire, waiter)
         try:
             return await waiter.given
         except BaseException:

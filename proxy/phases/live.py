@@ -1,16 +1,17 @@
-"""An exchange under way, as it is seen from outside: what it takes to end it, and who did."""
+"""Exchanges under way, as they are seen from outside: which there are, what it takes to end them, and who did."""
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from proxy.core import errors
+from proxy.phases.exchange import Phase
 from proxy.phases.record import Findings
 
 if TYPE_CHECKING:
-    import asyncio
-
+    from proxy.phases.exchange import Exchange
     from proxy.phases.watchdog import StallWatch, Watchdog
 
 
@@ -23,11 +24,75 @@ class Live:
     watchdog: Watchdog | StallWatch | None = None
     interruption: errors.ProxyError | None = None
 
+    def interrupt(self, exchange: Exchange, error: errors.ProxyError) -> None:
+        """End it with `error`, as honestly as its phase allows."""
+        self.interruption = error
+        answer = self.findings.answer
+        if answer is not None and exchange.downstream.started:
+            answer.stream.fail(error)
+        elif self.task is not None and exchange.timeline.phase is not Phase.SETTLE:
+            self.task.cancel()  # a settlement ends by itself
+
+
+class LiveExchanges:
+    """All exchanges of this process that have not ended, whatever configuration they began with."""
+
+    def __init__(self) -> None:
+        self._live: dict[Exchange, Live] = {}
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self.refusal: errors.ProxyError | None = None  # why exchanges to come end before they begin
+
+    def __len__(self) -> int:
+        return len(self._live)
+
+    def add(self, exchange: Exchange) -> Live:
+        """One has begun, in the current task."""
+        live = self._live[exchange] = Live(asyncio.current_task())
+        self._idle.clear()
+        return live
+
+    def remove(self, exchange: Exchange) -> None:
+        """One has ended, its settlement included."""
+        del self._live[exchange]
+        if not self._live:
+            self._idle.set()
+
+    def all(self) -> list[tuple[Exchange, Live]]:
+        """Those there are, in the order in which they began."""
+        return list(self._live.items())
+
+    async def idle(self) -> None:
+        """Wait until none is live."""
+        await self._idle.wait()
+
+    def interrupt(self, error: errors.ProxyError) -> None:
+        """End all of them with `error`, and refuse those to come."""
+        self.refusal = error
+        for exchange, live in self.all():
+            live.interrupt(exchange, error)
+
+    def cut(self, exchange_id: str, error: errors.ProxyError) -> bool:
+        """End one of them with `error`; False if there is none of that id."""
+        for exchange, live in self.all():
+            if exchange.id == exchange_id:
+                live.interrupt(exchange, error)
+                return True
+        return False
+
 
 def who_ended(live: Live) -> tuple[errors.ProxyError, str]:
     """Why an exchange was cancelled or lost its client, and the word for who did it."""
     if live.interruption is not None:
-        return live.interruption, "drain"
+        return live.interruption, cutter_of(live.interruption)
     if live.watchdog is not None and live.watchdog.fired == "write_stall":
         return errors.ProxyError(errors.CLIENT_STALLED, "The client stopped reading."), "write_stall"
     return errors.ProxyError(errors.CLIENT_GONE, "The client has left."), "client"
+
+
+def cutter_of(interruption: errors.ProxyError) -> str:
+    """The word for who interrupted: drain, operator or quota."""
+    return _CUTTERS.get(interruption.kind, "drain")
+
+
+_CUTTERS = {errors.CUT_BY_OPERATOR: "operator"}

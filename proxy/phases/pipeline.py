@@ -27,7 +27,7 @@ from proxy.core import errors
 from proxy.core.injection import UsageHider
 from proxy.phases.admit import admit
 from proxy.phases.exchange import Phase, Treatment
-from proxy.phases.live import Live, who_ended
+from proxy.phases.live import cutter_of, who_ended
 from proxy.phases.observe import Observer, reader_for
 from proxy.phases.record import outcome_of, record, since_arrival, status_of
 from proxy.phases.relay import Accompaniment, relay, sluice_headers
@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from proxy.phases.authenticate import Authenticator, Principal
     from proxy.phases.exchange import Exchange
     from proxy.phases.forward import Answer
+    from proxy.phases.live import Live, LiveExchanges
     from proxy.phases.models import Catalogue
     from proxy.phases.record import Findings
     from proxy.phases.route import Router
@@ -65,7 +66,10 @@ class Limits:
 
 
 class Pipeline:
-    """Runs exchanges through the phases. Holds collaborators, and which exchanges are live; nothing of any of them."""
+    """Runs exchanges through the phases, as one configuration says. Holds collaborators, and nothing of any exchange.
+
+    `live` knows which exchanges are under way, those of earlier configurations included.
+    """
 
     def __init__(
         self,
@@ -76,6 +80,7 @@ class Pipeline:
         accounting: Accounting,
         attempts: Attempts,
         limits: Limits,
+        live: LiveExchanges,
         tasks: BackgroundTasks,
         metrics: Metrics,
         log: structlog.typing.FilteringBoundLogger,
@@ -91,44 +96,19 @@ class Pipeline:
         self._metrics = metrics
         self._log = log
         self._clock = clock
-        self._live: dict[Exchange, Live] = {}
-        self._closed: errors.ProxyError | None = None
+        self._live = live
         self._turn = asyncio.Lock()  # of settling
-        self._idle = asyncio.Event()
-        self._idle.set()
-
-    @property
-    def in_flight(self) -> int:
-        """How many exchanges are live."""
-        return len(self._live)
-
-    async def idle(self) -> None:
-        """Wait until none is live."""
-        await self._idle.wait()
 
     async def run(self, exchange: Exchange, refusal: errors.ProxyError | None = None) -> None:
         """Serve one exchange to its end, whatever that is; `refusal` is why it ends before it began."""
-        live = Live(asyncio.current_task())
+        live = self._live.add(exchange)
         findings = live.findings
-        self._live[exchange] = live
-        self._idle.clear()
         self._metrics.phase_entered(exchange.timeline.phase.value)
         try:
-            await self._serve(exchange, live, refusal or self._closed)
+            await self._serve(exchange, live, refusal or self._live.refusal)
         finally:
             findings.ended_in = findings.ended_in or exchange.timeline.phase
             self._settle(exchange, live)
-
-    def interrupt(self, error: errors.ProxyError) -> None:
-        """End all live exchanges with `error`, each as honestly as its phase allows, and refuse those to come."""
-        self._closed = error
-        for exchange, live in list(self._live.items()):
-            live.interruption = error
-            answer = live.findings.answer
-            if answer is not None and exchange.downstream.started:
-                answer.stream.fail(error)
-            elif live.task is not None and exchange.timeline.phase is not Phase.SETTLE:
-                live.task.cancel()  # a settlement ends by itself
 
     def _settle(self, exchange: Exchange, live: Live) -> None:
         """Find out what was used, in a task of its own where that takes time, and end the exchange."""
@@ -144,6 +124,7 @@ class Pipeline:
         except Exception as fault:  # noqa: BLE001 - an exchange must end, whatever is wrong with its account
             self._accounting_fault(exchange, fault)
         if observation is None and observer is not None:
+            self._accounting.leave(account)
             live.task = self._tasks.start(self._settle_later(exchange, findings, account, observer), "settle")
             return
         findings.settlement = settle(account, observation or UNKNOWN)
@@ -177,9 +158,7 @@ class Pipeline:
                 first_byte_s=since_arrival(exchange, exchange.downstream.first_byte_s),
             )
             self._accounting.close(findings.account, findings.settlement)
-        del self._live[exchange]
-        if not self._live:
-            self._idle.set()
+        self._live.remove(exchange)
         self._enter(exchange, Phase.DONE)
         record(exchange, findings, self._metrics, self._log)
 
@@ -197,7 +176,7 @@ class Pipeline:
                 if live.interruption is None or exchange.downstream.started or live.task is None:
                     raise
                 live.task.uncancel()
-                findings.aborted_by = "drain"
+                findings.aborted_by = cutter_of(live.interruption)
                 await self._tell(exchange, live, live.interruption)
         except (asyncio.CancelledError, ConnectionError):
             findings.error, findings.aborted_by = who_ended(live)
@@ -254,7 +233,8 @@ class Pipeline:
                 answer.failed()
             if relayed.failure is not None:
                 answer.broke(relayed.failure)
-                findings.aborted_by = "drain" if relayed.failure is live.interruption else answer.watchdog.fired
+                by_us = live.interruption is not None and relayed.failure is live.interruption
+                findings.aborted_by = cutter_of(relayed.failure) if by_us else answer.watchdog.fired
         finally:
             if along.observer.rest is None:
                 answer.close()

@@ -47,15 +47,20 @@ def demand_of(usage: Usage, cost_nano_usd: int) -> Demand:
 class Quotas:
     """The quotas of all keys, in `store`; knows which exchanges of this process hold a part of one.
 
-    `settle` tells the store what a reservation came to, at once or in the background, never raises, and calls what it
-    is given when the store knows.
+    `settle` tells the store what a reservation came to, `release` that its slot is free; at once or in the background.
+    Neither raises, and both call what they are given when the store knows.
     """
 
     def __init__(
-        self, store: QuotaStore, settle: Callable[[Reservation, Demand, Callable[[], None]], None], metrics: Metrics
+        self,
+        store: QuotaStore,
+        settle: Callable[[Reservation, Demand, Callable[[], None]], None],
+        release: Callable[[Reservation, Callable[[], None]], None],
+        metrics: Metrics,
     ) -> None:
         self._store = store
         self._settle = settle
+        self._release = release
         self._metrics = metrics
         self._held: dict[str, Reservation] = {}
         self._waiting: dict[str, set[asyncio.Future[None]]] = {}
@@ -84,6 +89,10 @@ class Quotas:
         reservation = hold.reservation
         del self._held[reservation.id]
         self._settle(reservation, used, functools.partial(self._freed, reservation.key_id))
+
+    def release(self, hold: Hold) -> None:
+        """Free the slot of an exchange that nobody waits for any more; what it used is still to be found out."""
+        self._release(hold.reservation, functools.partial(self._freed, hold.reservation.key_id))
 
     def _freed(self, key_id: str) -> None:
         for waiting in self._waiting.get(key_id, ()):

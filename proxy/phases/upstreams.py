@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 from urllib.parse import parse_qsl, quote, urlencode
 
 from proxy.core import headers
+from proxy.core.circuit import State
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -68,6 +69,10 @@ class Health:
         if self.is_drained or (self.is_probed and self.circuit.is_open):
             return False
         return self.circuit.admits(now_s)
+
+    def is_open(self, now_s: float) -> bool:
+        """It is not drained, and its circuit is not open: half open is enough to be hopeful."""
+        return not self.is_drained and self.circuit.state(now_s) is not State.OPEN
 
     def may_retry(self, now_s: float) -> bool:
         """It may be asked what another, or itself, has just failed to do: one that fails only within its budget."""

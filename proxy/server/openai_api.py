@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from aiohttp import HttpVersion10, HttpVersion11, web
@@ -19,35 +20,34 @@ if TYPE_CHECKING:
     from proxy.server.cors import Cors
 
 
-class OpenAIApi:
-    """The handler of the API's listener."""
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """How requests are served that come now; others that came before may be served otherwise."""
 
-    def __init__(
-        self,
-        pipeline: Pipeline,
-        cors: Cors,
-        *,
-        request_read_timeout_s: float,
-        write_stall_s: float | None,
-        via_name: bytes,
-        trusted_proxies: TrustedProxies,
-    ) -> None:
+    pipeline: Pipeline
+    cors: Cors
+    request_read_timeout_s: float
+    write_stall_s: float | None
+    trusted_proxies: TrustedProxies
+
+
+class OpenAIApi:
+    """The handler of the API's listener. `serving` may be replaced at any time."""
+
+    def __init__(self, serving: Serving, via_name: bytes) -> None:
         self.is_draining = False
-        self._pipeline = pipeline
-        self._cors = cors
-        self._read_timeout_s = request_read_timeout_s
-        self._write_stall_s = write_stall_s
+        self.serving = serving
         self._via_name = via_name
-        self._trusted_proxies = trusted_proxies
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Serve one request. Raises `ConnectionError` when the connection was cut, so that aiohttp adds nothing."""
+        serving = self.serving
         origin = request.headers.get("Origin")
         if request.method == "OPTIONS":
-            return await self._preflight(request, origin)
-        downstream = Downstream(request, self._cors.headers(origin), is_last=self._is_last)
-        exchange, refusal = self._exchange(request, downstream)
-        await self._pipeline.run(exchange, refusal)
+            return await self._preflight(serving, request, origin)
+        downstream = Downstream(request, serving.cors.headers(origin), is_last=self._is_last)
+        exchange, refusal = self._exchange(serving, request, downstream)
+        await serving.pipeline.run(exchange, refusal)
         if downstream.is_cut or downstream.response is None:
             raise ConnectionResetError("cut")
         return downstream.response
@@ -56,7 +56,9 @@ class OpenAIApi:
         """Whether an answer that begins now is the last of its connection."""
         return self.is_draining
 
-    def _exchange(self, request: web.BaseRequest, downstream: Downstream) -> tuple[Exchange, errors.ProxyError | None]:
+    def _exchange(
+        self, serving: Serving, request: web.BaseRequest, downstream: Downstream
+    ) -> tuple[Exchange, errors.ProxyError | None]:
         raw_path, _, query = request.raw_path.partition("?")
         if not raw_path.startswith("/"):  # absolute form (RFC 9112 section 3.2.2)
             raw_path, query = request.rel_url.raw_path, request.rel_url.raw_query_string
@@ -77,8 +79,8 @@ class OpenAIApi:
             path=path,
             query=query,
             headers=headers,
-            client=self._trusted_proxies.client(request.remote or "", headers),
-            body=RequestBody(request, self._read_timeout_s),
+            client=serving.trusted_proxies.client(request.remote or "", headers),
+            body=RequestBody(request, serving.request_read_timeout_s),
             downstream=downstream,
         )
         return exchange, refusal
@@ -100,15 +102,15 @@ class OpenAIApi:
                 errors.UPSTREAM_PROTOCOL_ERROR, "The request came back to this proxy: an upstream points at it."
             )
 
-    async def _preflight(self, request: web.BaseRequest, origin: str | None) -> web.StreamResponse:
-        headers = self._cors.preflight(
+    async def _preflight(self, serving: Serving, request: web.BaseRequest, origin: str | None) -> web.StreamResponse:
+        headers = serving.cors.preflight(
             origin,
             request.headers.get("Access-Control-Request-Headers"),
             private_network="Access-Control-Request-Private-Network" in request.headers,
         )
         raw = [(name.encode("ascii"), value.encode("utf-8", "replace")) for name, value in headers.items()]
         downstream = Downstream(request, raw, is_last=self._is_last)
-        await send_whole(downstream, 204, [], b"", StallWatch(downstream, self._write_stall_s))
+        await send_whole(downstream, 204, [], b"", StallWatch(downstream, serving.write_stall_s))
         if downstream.response is None:
             raise ConnectionResetError("cut")
         return downstream.response

@@ -18,6 +18,7 @@ import json
 import statistics
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
@@ -187,9 +188,19 @@ class Exchanges:
         self._counting = counting
         self._prices = PriceList({"gpt-4o*": None})
         store = MemoryQuotaStore(lambda: time.monotonic_ns() // 1_000_000)
-        quotas = Quotas(store, lambda held, used, _: store.settle_now(held, used), Metrics(CollectorRegistry()))
+        quotas = Quotas(
+            store,
+            lambda held, used, _: store.settle_now(held, used),
+            lambda held, _: store.release_now(held),
+            Metrics(CollectorRegistry()),
+        )
         self._accounting = Accounting(
-            quotas=quotas, ledger=ledger, prices=self._prices, counting=counting, clock=time.time
+            quotas=quotas,
+            ledger=ledger,
+            prices=self._prices,
+            counting=counting,
+            estimating=ThreadPoolExecutor(1),
+            clock=time.time,
         )
         self._target = Target("gpt-4o*", Model((Route(upstream("openai")),), max_output_tokens=4096))
         self._admission = Admission(principal(), "gpt-4o-mini", streamed=True, body=BODY)

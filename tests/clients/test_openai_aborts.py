@@ -22,7 +22,7 @@ async def _aborted(simulator: Simulator, sluice: Running, phase: str) -> None:
     await until(lambda: simulator.stats.aborted == 1, "the upstream's request aborted")
     line = await sluice.exchange()
     assert (line["outcome"], line["aborted_by"], line["phase"]) == ("client_gone", "client", phase)
-    assert sluice.worker.app.pipeline.in_flight == 0
+    assert len(sluice.worker.app.live) == 0
 
 
 async def test_closing_a_stream_aborts_the_upstream(

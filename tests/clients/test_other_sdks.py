@@ -62,7 +62,7 @@ async def _run(command: list[str]) -> Outcome:
         out, errors = await child.communicate()
         assert child.returncode == 0, errors.decode()
         await until(lambda: simulator.stats.open == 0, "the upstream idle")
-        await until(lambda: proxy.worker.app.pipeline.in_flight == 0, "the proxy idle")
+        await until(lambda: len(proxy.worker.app.live) == 0, "the proxy idle")
     outcome = Outcome(json.loads(out), proxy.exchanges, simulator.stats.shown())
     await simulator.close()
     return outcome

@@ -118,7 +118,7 @@ async def test_a_replica_is_replaced_without_an_error(name: str, tmp_path: Path)
         peer = await begun(client, raw)
         answer = await asyncio.wait_for(client.head(), PATIENCE_S)
         assert await received(client, answer, len(FIRST)) == FIRST
-        (going, _), (_, staying) = sorted(replicas, key=lambda one: -one[0].worker.app.pipeline.in_flight)
+        (going, _), (_, staying) = sorted(replicas, key=lambda one: -len(one[0].worker.app.live))
 
         stopping = asyncio.create_task(going.worker.stop(PATIENCE_S))
         assert await share(staying, entry, 20) == 20

@@ -58,4 +58,4 @@ async def left(way: Line, peer: RawPeer) -> None:
 
 def drain_ends(way: Line) -> None:
     """End what is live, as at the end of a drain."""
-    way.proxy.worker.app.pipeline.interrupt(errors.ProxyError(errors.DRAINING, "Sluice is stopping."))
+    way.proxy.worker.app.live.interrupt(errors.ProxyError(errors.DRAINING, "Sluice is stopping."))

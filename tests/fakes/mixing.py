@@ -127,5 +127,5 @@ async def _leave(plan: Plan, client: RecordingClient, proxy: Running) -> None:
 
 
 def _is_settling(proxy: Running, exchange_id: str | None) -> bool:
-    live = proxy.worker.app.pipeline._live
+    live = proxy.worker.app.live._live
     return any(exchange.id == exchange_id and exchange.timeline.phase is Phase.SETTLE for exchange in live)

@@ -16,7 +16,7 @@ async def all_rows(proxy: Running, count: int) -> dict[str, dict[str, Any]]:
     await proxy.exchange(count)
     app = proxy.worker.app
     await until(lambda: app.ledger.waiting == 0, "the rows in the database")
-    return rows(app._engine)
+    return rows(app._opened.engine)
 
 
 async def settled_row(proxy: Running, count: int = 1) -> dict[str, Any]:
@@ -32,6 +32,6 @@ async def settled_row(proxy: Running, count: int = 1) -> dict[str, Any]:
 async def nothing_held(proxy: Running) -> None:
     """No exchange, no connection and no task is left of what the proxy did."""
     app = proxy.worker.app
-    await until(lambda: app.pipeline.in_flight == len(app.tasks) == 0, "an idle proxy")
+    await until(lambda: len(app.live) == len(app.tasks) == 0, "an idle proxy")
     assert [upstream.pool.open - upstream.pool.idle for upstream in app.upstreams.values()] == [0] * len(app.upstreams)
     assert proxy.total("sluice_exchanges_in_flight") == 0

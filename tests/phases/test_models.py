@@ -221,7 +221,7 @@ async def test_many_who_ask_at_once_make_one_question() -> None:
     async with HoldingUpstream() as upstream, running(upstream.url) as proxy, contextlib.AsyncExitStack() as stack:
         clients = [await stack.enter_async_context(await RecordingClient.connect(proxy.port)) for _ in range(50)]
         asking = [asyncio.ensure_future(names(client)) for client in clients]
-        await until(lambda: proxy.worker.app.pipeline.in_flight == 50 and upstream.requests, "all of them wait")
+        await until(lambda: len(proxy.worker.app.live) == 50 and upstream.requests, "all of them wait")
         upstream.released.set()
         assert await asyncio.gather(*asking) == [sorted(LISTED)] * 50
         assert len(upstream.requests) == 1
@@ -235,13 +235,13 @@ async def test_who_leaves_takes_the_list_from_nobody() -> None:
         await RecordingClient.connect(proxy.port) as leaving,
         await RecordingClient.connect(proxy.port) as staying,
     ):
-        pipeline = proxy.worker.app.pipeline
+        live = proxy.worker.app.live
         leaving.send("GET", "/v1/models")
         await until(lambda: upstream.requests, "the upstream is asked")
         await leaving.reset()
-        await until(lambda: pipeline.in_flight == 0, "the first is gone")
+        await until(lambda: len(live) == 0, "the first is gone")
         staying.send("GET", "/v1/models")
-        await until(lambda: pipeline.in_flight == 1, "the second waits")
+        await until(lambda: len(live) == 1, "the second waits")
         upstream.released.set()
         assert [model["id"] for model in (await staying.answer()).json["data"]] == sorted(LISTED)
         assert len(upstream.requests) == 1

@@ -220,7 +220,7 @@ async def test_at_every_await(
         while reached:
             which += 1
             reached = await cancelled_at(which, proxy, case, monkeypatch)
-            await until(lambda: app.pipeline.in_flight == 0, "it is settled")
+            await until(lambda: len(app.live) == 0, "it is settled")
             assert proxy.total("sluice_exchanges_in_flight") == 0
             assert proxy.total("sluice_requests_total") == which
             assert app.upstreams["up"].pool.open == 0

@@ -60,7 +60,7 @@ class Scene:
 
     @property
     def exchange(self) -> Exchange:
-        [exchange] = self.proxy.worker.app.pipeline._live
+        [exchange] = self.proxy.worker.app.live._live
         return exchange
 
     def meanwhile(self, work: Coroutine[Any, Any, None]) -> None:
@@ -81,9 +81,7 @@ async def flood(peer: RawPeer) -> None:
 async def reading_a_body(scene: Scene) -> RawPeer | None:
     await scene.client.begin(CHAT_PATH, "Content-Type: application/json", "Content-Length: 1000")
     await scene.client.send(b'{"model":')
-    await until(
-        lambda: scene.proxy.worker.app.pipeline.in_flight and scene.exchange.body.received_bytes, "some of the body"
-    )
+    await until(lambda: len(scene.proxy.worker.app.live) and scene.exchange.body.received_bytes, "some of the body")
     return None
 
 
@@ -117,7 +115,7 @@ def unacknowledged_bytes(client: RawClient) -> int:
 async def connecting(scene: Scene) -> RawPeer | None:
     await scene.client.post(CHAT_PATH, CHAT)
     await until(
-        lambda: scene.proxy.worker.app.pipeline.in_flight and scene.exchange.timeline.phase.value == "forward",
+        lambda: len(scene.proxy.worker.app.live) and scene.exchange.timeline.phase.value == "forward",
         "an attempt",
     )
     return None
@@ -253,7 +251,7 @@ async def leave_and_measure(scene: Scene, peer: RawPeer | None, how: str) -> flo
     left_s = time.perf_counter()
     await scene.client.leave(how)
     async with asyncio.timeout(10):
-        await (scene.proxy.worker.app.pipeline.idle() if peer is None else peer.ended_raw())
+        await (scene.proxy.worker.app.live.idle() if peer is None else peer.ended_raw())
     return time.perf_counter() - left_s
 
 

@@ -56,7 +56,7 @@ async def play_all(plans: list[Plan], proxy: Running) -> None:
     async with asyncio.TaskGroup() as callers:
         for _ in range(AT_ONCE):
             callers.create_task(caller())
-    await until(lambda: proxy.worker.app.pipeline.in_flight == 0, "no exchange in flight", PATIENCE_S)
+    await until(lambda: len(proxy.worker.app.live) == 0, "no exchange in flight", PATIENCE_S)
 
 
 def asked(file: Path, statement: str) -> list[dict[str, Any]]:

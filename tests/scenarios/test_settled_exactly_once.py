@@ -70,7 +70,7 @@ async def left_within_it(way: Line) -> None:
 async def drained(way: Line) -> None:
     peer, _ = await way.begun(body=BODY)
     await peer.send(chunk(ROLE))
-    await until(lambda: way.proxy.worker.app.pipeline.in_flight == 1, "a stream")
+    await until(lambda: len(way.proxy.worker.app.live) == 1, "a stream")
     await way.proxy.worker.stop(0.0)
     peer.close()
 
@@ -105,7 +105,7 @@ async def test_each_ending_settles_once(ending: Ending, monkeypatch: pytest.Monk
 
         monkeypatch.setattr(quotas, "_settle", counted)
         await ending(way)
-        await until(lambda: way.proxy.worker.app.pipeline.in_flight == 0, "the end")
+        await until(lambda: len(way.proxy.worker.app.live) == 0, "the end")
         exchange = await way.proxy.exchange()
         assert quotas._held == {}
         assert rows == quota == Counter({exchange["id"]: 1})

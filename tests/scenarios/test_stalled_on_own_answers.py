@@ -44,7 +44,7 @@ async def test_a_client_that_never_reads_its_answers_is_cut(*, request_text: str
             await until(lambda: way.proxy.exchanges[-1:] and way.proxy.exchanges[-1]["status"] == 499, "its line")
             assert way.proxy.exchanges[-1]["outcome"] == "client_stalled"
             assert way.proxy.exchanges[-1]["aborted_by"] == "write_stall"
-        assert way.proxy.worker.app.pipeline.in_flight == 0
+        assert len(way.proxy.worker.app.live) == 0
 
 
 async def test_a_stall_on_a_body_without_events_is_the_clients_fault() -> None:

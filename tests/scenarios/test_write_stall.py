@@ -57,7 +57,7 @@ async def streaming(wire: str, certificates: Certificates) -> AsyncIterator[tupl
 
 
 def exchange_of(proxy: Running) -> Exchange:
-    [exchange] = proxy.worker.app.pipeline._live
+    [exchange] = proxy.worker.app.live._live
     return exchange
 
 
@@ -96,7 +96,7 @@ async def test_a_client_that_accepts_nothing_is_cut(wire: str, certificates: Cer
     async with streaming(wire, certificates) as (proxy, peer, client), meanwhile(peer):
         since_s = time.perf_counter()
         await until(lambda: exchange_of(proxy).downstream.is_waiting, "a client that lets the proxy wait")
-        await until(lambda: proxy.worker.app.pipeline.in_flight == 0, "the cut")
+        await until(lambda: len(proxy.worker.app.live) == 0, "the cut")
         assert STALL_S < time.perf_counter() - since_s < STALL_S + LATE_S
         await peer.ended()
         await assert_cut(proxy, client)
@@ -130,5 +130,5 @@ async def test_a_client_that_leaves_a_finished_answer_unread_is_cut(wire: str, c
         assert not exchange.downstream.is_waiting
         await peer.send(chunk(LAST) + b"0\r\n\r\n")
         await until(lambda: exchange.downstream.is_waiting, "the end of the answer to wait for the client")
-        await until(lambda: proxy.worker.app.pipeline.in_flight == 0, "the cut")
+        await until(lambda: len(proxy.worker.app.live) == 0, "the cut")
         await assert_cut(proxy, client)

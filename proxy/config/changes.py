@@ -1,0 +1,68 @@
+"""What differs between two configurations, by the names of settings and never by their values."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from msgspec import Struct
+
+from proxy.config.problems import dotted
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from proxy.config.problems import Path
+    from proxy.config.settings import Config
+
+# what was made when the process began: sockets, the database, the store, the log
+_FIXED: Final = (
+    ("server", "host"),
+    ("server", "port"),
+    ("server", "workers"),
+    ("server", "max_connections"),
+    ("server", "tls"),
+    ("ops",),
+    ("store",),
+    ("ledger",),
+    ("log",),
+)
+
+
+class Changes(NamedTuple):
+    """Settings that differ, as `models.gpt-4o.price`: those `in_force` from now on, and those that `need_restart`."""
+
+    in_force: list[str]
+    need_restart: list[str]
+
+
+def changes(before: Config, after: Config) -> Changes:
+    """What differs; members that came or went are named whole, and keys by their ids."""
+    found = Changes([], [])
+    for path in _differences((), before, after):
+        is_fixed = any(path[: len(fixed)] == fixed for fixed in _FIXED)
+        (found.need_restart if is_fixed else found.in_force).append(dotted(path))
+    return found
+
+
+def _differences(path: Path, before: Any, after: Any) -> Iterator[Path]:
+    if before == after:
+        return
+    if isinstance(before, Struct) and isinstance(after, Struct):
+        for name in before.__struct_fields__:
+            if name != "without_effect":
+                yield from _differences((*path, name), getattr(before, name), getattr(after, name))
+    elif path == ("keys",):
+        by_id = ({key.id: key for key in keys} for keys in (before, after))
+        yield from _differences_of_members(path, *by_id)
+    elif isinstance(before, dict):
+        yield from _differences_of_members(path, before, after)
+    else:
+        yield path
+
+
+def _differences_of_members(path: Path, before: dict[str, Any], after: dict[str, Any]) -> Iterator[Path]:
+    for name in dict.fromkeys((*before, *after)):
+        if name in before and name in after:
+            yield from _differences((*path, name), before[name], after[name])
+        else:
+            yield (*path, name)
