@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 import aiohttp
 import msgspec
 
-from proxy.control import Begin, Channel, Counted, Failed, Ready
+from proxy.control import Adopt, Begin, Channel, Counted, Done, Failed, Ready, Try
 from proxy.telemetry.merging import unpack
 
 if TYPE_CHECKING:
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 _ASK_TIMEOUT_S: Final = 5.0
 # from the end of its channel, which it closes last, to its end
 _EXIT_S: Final = 10.0
+# reading all keys, and the table of an encoding that was not needed before
+_DO_S: Final = 30.0
 
 
 class Child:
@@ -38,6 +40,7 @@ class Child:
         self.failure: str | None = None
         self.last_counts: Sequence[Family] | None = None
         self._over = asyncio.Event()
+        self._doing: asyncio.Future[str | None] | None = None
         self._ops_path = Path(begin.ops_path)
         self._session = aiohttp.ClientSession(
             "http://worker",
@@ -73,15 +76,31 @@ class Child:
                 on_ready()
             elif isinstance(message, Failed):
                 self.failure = message.why
+            elif isinstance(message, Done):
+                self._has_done(message.why)
             elif isinstance(message, Counted):
                 self.last_counts = unpack(message.snapshot)
         self.is_ready = False
+        self._has_done(None)  # who takes its place begins with what is adopted by then
         self._over.set()
         try:
             return await asyncio.wait_for(self.process.wait(), _EXIT_S)
         except TimeoutError:
             self.kill()
             return await self.process.wait()
+
+    async def does(self, what: Try | Adopt) -> str | None:
+        """Have it try or adopt a configuration; None when that is done, else why it cannot."""
+        self._doing = asyncio.get_running_loop().create_future()
+        self.channel.send(what)
+        try:
+            return await asyncio.wait_for(self._doing, _DO_S)
+        except TimeoutError:
+            return f"worker {self.number} does not answer"
+
+    def _has_done(self, why: str | None) -> None:
+        if self._doing is not None and not self._doing.done():
+            self._doing.set_result(why)
 
     async def is_over(self, patience_s: float) -> bool:
         """Wait up to `patience_s` seconds for its end."""

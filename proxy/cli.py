@@ -54,11 +54,14 @@ def serve(config_file: Path | None, host: str | None, port: int | None, workers:
     is set, else to the built-in simulator.
     """
     from proxy import serving
+    from proxy.config import file
 
     chosen = None if config_file is None else load(config_file)
+    read = None if config_file is None else functools.partial(file.load, config_file, os.environ)
     asked = (("host", host), ("port", port), ("workers", workers))
     overrides = {name: value for name, value in asked if value is not None}
-    _run(serving.serve(chosen, overrides, banner=functools.partial(_banner, config_file=config_file)))
+    banner = functools.partial(_banner, config_file=config_file)
+    _run(serving.serve(chosen, overrides, read=read, banner=banner))
 
 
 @main.command("_worker", hidden=True)

@@ -40,6 +40,24 @@ class Hurry(msgspec.Struct, frozen=True, tag=True):
     """To a worker: end the drain now."""
 
 
+class Try(msgspec.Struct, frozen=True, tag=True):
+    """To a worker: see whether this configuration could be served, and change nothing."""
+
+    config: bytes
+
+
+class Adopt(msgspec.Struct, frozen=True, tag=True):
+    """To a worker: serve this configuration from now on."""
+
+    config: bytes
+
+
+class Done(msgspec.Struct, frozen=True, tag=True):
+    """From a worker: why the configuration that it was to try or to adopt cannot be served; None if it can, or is."""
+
+    why: str | None
+
+
 class Ready(msgspec.Struct, frozen=True, tag=True):
     """From a worker: it accepts connections."""
 
@@ -56,7 +74,7 @@ class Counted(msgspec.Struct, frozen=True, tag=True):
     snapshot: bytes
 
 
-Message = Begin | Drain | Hurry | Ready | Failed | Counted
+Message = Begin | Drain | Hurry | Try | Adopt | Done | Ready | Failed | Counted
 
 
 class StartError(Exception):

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from prometheus_client import CollectorRegistry
 
-from proxy.control import Begin, Channel, Counted, Drain, Failed, Hurry, Ready, told, unpacked
+from proxy.control import Adopt, Begin, Channel, Counted, Done, Drain, Failed, Hurry, Ready, Try, told, unpacked
+from proxy.reloading import ReloadError
 from proxy.sockets import BACKLOG
 from proxy.stores.base import LedgerProblem
 from proxy.tasks import BackgroundTasks
@@ -116,10 +117,33 @@ async def _obey(worker: Worker, channel: Channel) -> None:
     while (message := await channel.receive()) is not None:
         if isinstance(message, Drain):
             worker.begin_stop(message.notice_s)
+        elif isinstance(message, Try):
+            channel.send(await _tried(worker, message))
+        elif isinstance(message, Adopt):
+            channel.send(await _adopted(worker, message))
         elif isinstance(message, Hurry):
             worker.begin_stop(0.0)
             worker.hurry()
     worker.begin_stop(0.0)
+
+
+async def _tried(worker: Worker, message: Try) -> Done:
+    try:
+        await worker.prepare(unpacked(message.config))
+    except ReloadError as error:
+        return Done(str(error))
+    return Done(None)
+
+
+async def _adopted(worker: Worker, message: Adopt) -> Done:
+    """Serve what all workers could serve a moment ago; one that cannot any more must not go on with the old."""
+    try:
+        await worker.adopt(unpacked(message.config))
+    except ReloadError as error:
+        why, note = error.problems, "the worker ends, and another takes its place"
+        worker.log.error("reload failed", why=why, note=note)  # noqa: TRY400 - where it was raised says nothing
+        worker.begin_stop(0.0)
+    return Done(None)
 
 
 def _private_listener(path: Path) -> socket.socket:

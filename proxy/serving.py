@@ -9,6 +9,7 @@ import json
 import os
 import shlex
 import signal
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -21,9 +22,11 @@ from proxy.config.warnings import warnings
 from proxy.control import StartError
 from proxy.core.patterns import PatternTable, is_pattern
 from proxy.process import serving_worker, telemetry
+from proxy.reloading import Reloads
 from proxy.simulator.server import MODEL_HELP, Simulator
 from proxy.sockets import given, listener, tell_systemd
 from proxy.supervisor import Supervisor
+from proxy.tasks import BackgroundTasks
 
 if TYPE_CHECKING:
     import socket
@@ -59,17 +62,24 @@ class Served:
         )
 
 
-async def serve(config: Config | None, overrides: Mapping[str, object], *, banner: Callable[[Served], None]) -> None:
+async def serve(
+    config: Config | None,
+    overrides: Mapping[str, object],
+    *,
+    read: Callable[[], Config] | None,
+    banner: Callable[[Served], None],
+) -> None:
     """Serve `config`, or without one what the environment suggests, until a signal.
 
-    Raises `StartError`, `LedgerProblem`, or `OSError` for an address or a file.
+    `read` reads and checks once more the file that it is from, to reload it. Raises `StartError`, `LedgerProblem`, or
+    `OSError` for an address or a file.
     """
     async with contextlib.AsyncExitStack() as stack:
         key = None
         if config is None:
             config, key = await _unconfigured(stack)
             config = msgspec.structs.replace(config, ops=_ops_where_free(config, overrides.get("port")))
-        config = msgspec.structs.replace(config, server=msgspec.structs.replace(config.server, **overrides))
+        config = _overridden(config, overrides)
         if (problem := against_workers(config)) is not None:
             raise StartError(problem)
         api, ops, *_ = [*given(os.environ, os.getpid()), None, None]
@@ -84,7 +94,28 @@ async def serve(config: Config | None, overrides: Mapping[str, object], *, banne
             banner(_served(proxy, key))
             tell_systemd(os.environ, "READY=1")
 
-        await proxy.run(ready, lambda: tell_systemd(os.environ, "STOPPING=1"))
+        hang_up = _reloader(proxy, read, overrides)
+        await proxy.run(ready, lambda: tell_systemd(os.environ, "STOPPING=1"), hang_up)
+
+
+def _overridden(config: Config, overrides: Mapping[str, object]) -> Config:
+    return msgspec.structs.replace(config, server=msgspec.structs.replace(config.server, **overrides))
+
+
+def _reloader(
+    proxy: Worker | Supervisor, read: Callable[[], Config] | None, overrides: Mapping[str, object]
+) -> Callable[[], None]:
+    """What SIGHUP does."""
+    if read is None:
+        return lambda: proxy.log.warning("nothing to reload: there is no configuration file")
+    tasks = BackgroundTasks()
+
+    def around(begins: bool) -> None:  # noqa: FBT001 - there are two moments
+        # sd_notify(3): a service manager waits for READY
+        tell_systemd(os.environ, f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}" if begins else "READY=1")
+
+    reloads = Reloads(lambda: _overridden(read(), overrides), lambda: proxy.config, proxy.adopt, proxy.log, around)
+    return lambda: tasks.keep(reloads.on_signal(), "reload")
 
 
 @contextlib.asynccontextmanager
@@ -185,7 +216,7 @@ async def demo(port: int, *, once: bool, banner: Callable[[Served], None], echo:
         served = _served(worker, key)
         await _first_chat(served, key, echo)
         if not once:
-            await worker.run(lambda: banner(served), lambda: None)
+            await worker.run(lambda: banner(served), lambda: None, _reloader(worker, None, {}))
 
 
 def _ops_where_free(config: Config, port: object) -> OpsConfig:

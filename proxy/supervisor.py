@@ -15,8 +15,9 @@ import tempfile
 from typing import TYPE_CHECKING, Final
 
 from proxy.child import Child, how_it_ended
-from proxy.control import Begin, Drain, Hurry, StartError, packed
+from proxy.control import Adopt, Begin, Drain, Hurry, StartError, Try, packed
 from proxy.fleet import Fleet
+from proxy.reloading import ReloadError
 from proxy.server import http
 from proxy.server.ops import answer
 from proxy.sockets import BACKLOG, listener
@@ -83,15 +84,31 @@ class Supervisor:
             self._keepers.append(self._tasks.start(self._keep(number, api), f"worker {number}"))
         await self._started
 
-    async def run(self, on_ready: Callable[[], None], on_stop: Callable[[], None]) -> None:
+    async def run(
+        self, on_ready: Callable[[], None], on_stop: Callable[[], None], on_hangup: Callable[[], None]
+    ) -> None:
         """Serve until a signal says otherwise; return when all workers have drained and ended."""
         loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGHUP, on_hangup)
         loop.add_signal_handler(signal.SIGTERM, self._signalled, self.config.shutdown.notice)
         loop.add_signal_handler(signal.SIGINT, self._signalled, 0.0)
         on_ready()
         await self._stop.wait()
         on_stop()
         await asyncio.wait(self._keepers)
+
+    async def adopt(self, config: Config) -> None:
+        """Have all workers serve as `config` says, if all of them can. Raises `ReloadError`."""
+        data = packed(config)
+        children = [child for child in self.fleet.children.values() if child.is_ready]
+        found = await asyncio.gather(*(child.does(Try(data)) for child in children))
+        if problems := list(dict.fromkeys(why for why in found if why is not None)):
+            raise ReloadError(problems)
+        self.config, self._packed = config, data
+        for child in self.fleet.children.values():
+            if child not in children:
+                child.channel.send(Adopt(data))  # it is starting with the old one
+        await asyncio.gather(*(child.does(Adopt(data)) for child in children))
 
     def _signalled(self, notice_s: float) -> None:
         loop = asyncio.get_running_loop()

@@ -14,13 +14,17 @@ import signal
 import socket
 from typing import TYPE_CHECKING, Final
 
+from sqlalchemy.exc import SQLAlchemyError
+
 from proxy.app import open_app
 from proxy.building import server_tls
 from proxy.core import errors
+from proxy.reloading import ReloadError
 from proxy.server import http
 from proxy.server.ops import PrivateOps
 from proxy.server.tls import TlsListener
 from proxy.sockets import BACKLOG, listener
+from proxy.stores.database import reason_of
 
 if TYPE_CHECKING:
     import ssl
@@ -29,6 +33,7 @@ if TYPE_CHECKING:
     import structlog
 
     from proxy.config.settings import Config
+    from proxy.generation import Generation
     from proxy.telemetry.metrics import Metrics
 
 # what a process needs besides its connections: listeners, the ledger, logs, the resolver
@@ -67,6 +72,7 @@ class Worker:
         self._stop = asyncio.Event()
         self._closing = asyncio.Event()
         self._hurry = asyncio.Event()
+        self._tls_context: ssl.SSLContext | None = None
         self._notice_s = 0.0
         self._is_open = False
         self.port = 0
@@ -76,7 +82,7 @@ class Worker:
         """Open the ledger and listen. Raises `LedgerProblem`, or `OSError` naming an address that cannot be had."""
         self.app = await open_app(self.config, self.metrics, self.log)
         self._is_open = True
-        tls = server_tls(self.config)
+        tls = self._tls_context = server_tls(self.config)
         api_socket, ops_socket = self._sockets()
         self.port, self.ops_port = _port(api_socket), _port(ops_socket)
         api = http.server(self.app.api.handle, max_connections=self.max_connections, log=self.log)
@@ -111,15 +117,40 @@ class Worker:
         else:
             self._servers.append(await loop.create_server(factory, sock=sock, backlog=BACKLOG))
 
-    async def run(self, on_ready: Callable[[], None], on_stop: Callable[[], None]) -> None:
+    async def run(
+        self, on_ready: Callable[[], None], on_stop: Callable[[], None], on_hangup: Callable[[], None]
+    ) -> None:
         """Serve until a signal says otherwise, then stop in order."""
         loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGHUP, on_hangup)
         loop.add_signal_handler(signal.SIGTERM, self._signalled, self.config.shutdown.notice)
         loop.add_signal_handler(signal.SIGINT, self._signalled, 0.0)
         on_ready()
         await self._stop.wait()
         on_stop()
         await self.until_stopped()
+
+    async def prepare(self, config: Config) -> Generation:
+        """What `config` would make of it; nothing has changed yet. Raises `ReloadError`."""
+        try:
+            server_tls(config)
+            return await self.app.prepare(config)
+        except (OSError, SQLAlchemyError) as problem:
+            reason = str(problem.strerror or problem) if isinstance(problem, OSError) else reason_of(problem)
+            raise ReloadError([reason]) from problem
+
+    async def adopt(self, config: Config) -> None:
+        """Serve as `config` says from now on, as far as that needs no restart. Raises `ReloadError`."""
+        await self.change_to(await self.prepare(config))
+
+    async def change_to(self, made: Generation) -> None:
+        """Serve as `made`; exchanges in flight end as they began."""
+        await self.app.change_to(made)
+        self.config = made.config
+        certificate = self.config.server.tls
+        if self._tls_context is not None and certificate.certificate is not None:
+            # whoever connects from now on is shown the new one
+            self._tls_context.load_cert_chain(certificate.certificate, certificate.private_key)
 
     def _signalled(self, notice_s: float) -> None:
         if self._stop.is_set():

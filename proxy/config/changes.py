@@ -20,7 +20,6 @@ _FIXED: Final = (
     ("server", "port"),
     ("server", "workers"),
     ("server", "max_connections"),
-    ("server", "tls"),
     ("ops",),
     ("store",),
     ("ledger",),
@@ -38,8 +37,11 @@ class Changes(NamedTuple):
 def changes(before: Config, after: Config) -> Changes:
     """What differs; members that came or went are named whole, and keys by their ids."""
     found = Changes([], [])
+    # a certificate can take another's place while a listener listens, but TLS neither begins nor ends then
+    starts_tls = (before.server.tls.certificate is None) != (after.server.tls.certificate is None)
+    fixed_paths = (*_FIXED, ("server", "tls")) if starts_tls else _FIXED
     for path in _differences((), before, after):
-        is_fixed = any(path[: len(fixed)] == fixed for fixed in _FIXED)
+        is_fixed = any(path[: len(fixed)] == fixed for fixed in fixed_paths)
         (found.need_restart if is_fixed else found.in_force).append(dotted(path))
     return found
 
