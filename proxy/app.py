@@ -55,7 +55,7 @@ class App:
         self._chores = BackgroundTasks()
         self._beside = BackgroundCounter(opened.counter)
         self.ledger = ledger_of(config, opened.engine, metrics)
-        self._quotas = Quotas(opened.store, self._settle, self._release, metrics)
+        self._quotas = Quotas(opened.store, self._settle, self._release, metrics.quotas)
         self._standing = Standing(
             metrics,
             log,

@@ -102,7 +102,7 @@ def _redis(config: Config, metrics: Metrics, recalls: Recall) -> RedisQuotaStore
         config.store.url.reveal(),
         allow=config.store.on_failure == "allow",
         clock=time.monotonic,
-        seen=metrics.store_asked,
+        seen=metrics.quotas.store_asked,
         recall=recalls,
         timeout_s=config.store.timeout,
     )

@@ -218,7 +218,8 @@ class Pipeline:
         reader = reader_for(exchange, answer)
         observer = findings.observer = Observer(reader, self._accounting.counting, account.encoding)
         hide = UsageHider().hide if sending.asks_usage else None
-        return answer, sending.upstream, Accompaniment(observer, account.headers, account.entry.durable, hide)
+        along = Accompaniment(observer, findings.gaps, account.headers, account.entry.durable, hide)
+        return answer, sending.upstream, along
 
     async def _relay(
         self, exchange: Exchange, answer: Answer, upstream: Upstream, along: Accompaniment, live: Live

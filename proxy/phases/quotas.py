@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from proxy.core.quota import Granted, Reservation, Standing
     from proxy.core.usage import Usage
     from proxy.stores.base import QuotaStore
-    from proxy.telemetry.metrics import Metrics
+    from proxy.telemetry.quotas import QuotaMetrics
 
 _NANO_PER_MICRO: Final = 1000
 # A client that aborts may ask again before the abort was noticed: a slot of its key that comes free so soon is its own.
@@ -56,7 +56,7 @@ class Quotas:
         store: QuotaStore,
         settle: Callable[[Reservation, Demand, Callable[[], None]], None],
         release: Callable[[Reservation, Callable[[], None]], None],
-        metrics: Metrics,
+        metrics: QuotaMetrics,
     ) -> None:
         self._store = store
         self._settle = settle
@@ -76,18 +76,19 @@ class Quotas:
         if isinstance(answer, Refused) and answer.limit is None:
             answer = await self._again(exchange_id, key_id, limits, demand, answer)
         if isinstance(answer, Refused):
-            self._metrics.quota_refused(key_id, answer.limit)
+            self._metrics.refused(key_id, answer.limit)
             raise refusal(answer, demand)
         if answer.reservation.unchecked:
-            self._metrics.quota_unchecked(key_id)
+            self._metrics.unchecked(key_id)
         self._held[exchange_id] = answer.reservation
-        self._metrics.quota_stands(key_id, answer.standings)
+        self._metrics.admitted(key_id, answer.standings)
         return Hold(answer.reservation, answer.standings)
 
     def settle(self, hold: Hold, used: Demand) -> None:
         """Charge what was used in place of what was reserved, and free the slot."""
         reservation = hold.reservation
         del self._held[reservation.id]
+        self._metrics.settled(reservation.key_id, hold.standings, reservation.demand, used)
         self._settle(reservation, used, functools.partial(self._freed, reservation.key_id))
 
     def release(self, hold: Hold) -> None:

@@ -6,10 +6,11 @@ import errno
 import os
 import ssl
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, cast
 
 from proxy.core import errors
+from proxy.core.gaps import Gaps
 
 if TYPE_CHECKING:
     import structlog
@@ -37,6 +38,7 @@ class Findings:
     account: Account | None = None
     answer: Answer | None = None
     observer: Observer | None = None
+    gaps: Gaps = field(default_factory=Gaps)
     relayed: Relayed | None = None
     settlement: Settlement | None = None
     error: errors.ProxyError | None = None
@@ -90,6 +92,8 @@ def record(
 
 def _count(exchange: Exchange, findings: Findings, metrics: Metrics, duration_s: float) -> None:
     observed = findings.relayed
+    # an error of ours is no first byte of an upstream's
+    first_byte_s = exchange.downstream.first_byte_s if findings.answer is not None else None
     metrics.exchange_ended(
         key=findings.principal.key_id if findings.principal else "",
         model=findings.target.label if findings.target else "",
@@ -100,9 +104,11 @@ def _count(exchange: Exchange, findings: Findings, metrics: Metrics, duration_s:
         streamed=(findings.admission is not None and findings.admission.streamed)
         or (observed is not None and observed.events > 0),
         duration_s=duration_s,
-        time_to_first_byte_s=since_arrival(exchange, exchange.downstream.first_byte_s),
+        time_to_first_byte_s=since_arrival(exchange, first_byte_s),
         overhead_s=exchange.timeline.overhead_s,
     )
+    if findings.gaps.total_s and findings.target is not None:
+        metrics.inter_events.add(findings.target.label, findings.upstream or "", findings.gaps)
     if findings.aborted_by is not None and findings.ended_in is not None:
         metrics.aborted(findings.ended_in.value, findings.aborted_by)
     settlement = findings.settlement

@@ -9,6 +9,7 @@ without its end.
 from __future__ import annotations
 
 import asyncio
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -21,6 +22,7 @@ from proxy.phases.forward import AnswerKind, read_error
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
+    from proxy.core.gaps import Gaps
     from proxy.core.headers import RawHeaders
     from proxy.phases.exchange import Exchange
     from proxy.phases.forward import Answer
@@ -51,10 +53,12 @@ class Relayed:
 class Accompaniment:
     """What goes along with a relay: who watches it, and what must be true before its first byte.
 
-    `hide` takes out of released events what the client must not see; None: all passes. `headers` go with the answer.
+    `hide` takes out of released events what the client must not see; None: all passes. `gaps` are told when events
+    come. `headers` go with the answer.
     """
 
     observer: Observer
+    gaps: Gaps
     headers: RawHeaders
     durable: Callable[[], Awaitable[None]]
     hide: Callable[[bytes], bytes] | None
@@ -180,10 +184,12 @@ class _EventRelay:
     async def _relay_events(self) -> None:
         feed, write, read = self._scanner.feed, self._downstream.write, self._watchdog.read
         saw, observe, hide = self._ending.saw, self._observer.saw, self._along.hide
+        paused, clock = self._along.gaps.saw, time.perf_counter
         block = self._answer.first or await read()
         while block:
             block = feed(block)
             if block:
+                paused(clock())
                 saw(block)
                 observe(block)
                 if self._ending.hidden_error_seen:

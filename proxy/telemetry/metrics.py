@@ -8,6 +8,7 @@ counts under `other`, so that no mistake of a caller can grow the process withou
 from __future__ import annotations
 
 import platform
+import time
 from typing import TYPE_CHECKING, Final, Protocol
 
 from prometheus_client import Counter, Gauge, Histogram, disable_created_metrics
@@ -18,10 +19,11 @@ from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
 from proxy import __version__
-from proxy.core.ratelimit import window_name
+from proxy.telemetry.inter_events import InterEvents
 from proxy.telemetry.label_sets import Children
 from proxy.telemetry.loop_lag import EventLoopLag
 from proxy.telemetry.merging import Snapshots
+from proxy.telemetry.quotas import QuotaMetrics
 from proxy.telemetry.routing import RoutingMetrics
 
 if TYPE_CHECKING:
@@ -30,7 +32,6 @@ if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
     from prometheus_client.metrics_core import Metric
 
-    from proxy.core.quota import Limit, Standing
     from proxy.core.usage import Usage
 
 # 10,000 label sets of a counter take some 0.3 s to render, of a histogram 3 s (libraries.md section 6)
@@ -46,8 +47,6 @@ _OVERHEAD_BUCKETS_S: Final = (0.00025, 0.0005, 0.001, 0.002, 0.003, 0.005, 0.01,
 _LAG_BUCKETS_S: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5)
 # a disk that syncs takes 1 ms, a database elsewhere 10; five seconds is where waiting ends
 _COMMIT_BUCKETS_S: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5)
-# dictionaries take 10 us, a Redis on the same network 0.5 ms; 250 ms is where waiting ends
-_STORE_BUCKETS_S: Final = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25)
 
 
 class CountsDrops(Protocol):
@@ -67,12 +66,14 @@ class Metrics:
         self._registry = registry
         self._snapshots = Snapshots(registry)
         self.routing = RoutingMetrics(registry)
+        self.quotas = QuotaMetrics(registry, time.monotonic)
+        self.inter_events = InterEvents()
+        registry.register(self.inter_events)
         ProcessCollector(registry=registry)
         GCCollector(registry=registry)
         self._define_exchanges()
         self._define_backpressure()
         self._define_accounting()
-        self._define_quotas()
         lag = "How late a timer of the event loop fired."
         self._lag = Histogram("sluice_event_loop_lag_seconds", lag, registry=registry, buckets=_LAG_BUCKETS_S)
         build = Gauge("sluice_build_info", "Always 1; the labels tell.", ("version", "python"), registry=registry)
@@ -135,24 +136,6 @@ class Metrics:
         self._ledger_queue = Gauge(
             "sluice_ledger_queue", "Rows opened or settled that are not committed yet.", registry=self._registry
         )
-
-    def _define_quotas(self) -> None:
-        window = ("key", "kind", "window")
-        self._refusals = self._counter("sluice_quota_rejections_total", "Requests that a quota did not allow.", window)
-        self._unchecked = self._counter(
-            "sluice_quota_unchecked_total", "Exchanges let pass while the store did not answer.", ("key",)
-        )
-        self._quota_limit = self._gauge("sluice_quota_limit", "Requests, tokens or micro-USD of a window.", window)
-        self._quota_used = self._gauge("sluice_quota_used", "How much of it is used or reserved.", window)
-        self._store_seconds = self._histogram(
-            "sluice_store_seconds", "An operation of the quota store.", ("operation",), _STORE_BUCKETS_S
-        )
-        self._store_errors = self._counter(
-            "sluice_store_errors_total", "Operations of the quota store that failed.", ("operation",)
-        )
-
-    def _gauge(self, name: str, documentation: str, labels: tuple[str, ...]) -> Children[Gauge]:
-        return Children(Gauge(name, documentation, labels, registry=self._registry), _MAX_COUNTER_LABEL_SETS)
 
     def _counter(self, name: str, documentation: str, labels: tuple[str, ...]) -> Children[Counter]:
         return Children(Counter(name, documentation, labels, registry=self._registry), _MAX_COUNTER_LABEL_SETS)
@@ -226,28 +209,6 @@ class Metrics:
             self._cost(key, model).inc(cost_nano_usd / 1_000_000_000)
         if not is_priced:
             self._unpriced(model).inc()
-
-    def quota_refused(self, key: str, limit: Limit | None) -> None:
-        """Count a request that the quota of its key did not allow; None: for too many at once."""
-        kind, window = ("concurrency", "") if limit is None else (limit.kind.value, window_name(limit))
-        self._refusals(key, kind, window).inc()
-
-    def quota_unchecked(self, key: str) -> None:
-        """Count an exchange that passed without limits, because the store did not answer."""
-        self._unchecked(key).inc()
-
-    def quota_stands(self, key: str, standings: Iterable[Standing]) -> None:
-        """Show where the limits of a key stand, as its last admitted request found them."""
-        for standing in standings:
-            labels = key, standing.limit.kind.value, window_name(standing.limit)
-            self._quota_limit(*labels).set(standing.limit.amount)
-            self._quota_used(*labels).set(standing.used)
-
-    def store_asked(self, operation: str, seconds: float, error: str | None) -> None:
-        """Note what one operation of the quota store took, and whether it failed."""
-        self._store_seconds(operation).observe(seconds)
-        if error is not None:
-            self._store_errors(operation).inc()
 
     def accounting_faults(self, count: int) -> None:
         """Count what could not be read of an answer."""

@@ -28,6 +28,7 @@ from prometheus_client import CollectorRegistry
 
 from proxy.core.answers import EventAnswer
 from proxy.core.ending import StreamShape
+from proxy.core.gaps import Gaps
 from proxy.core.injection import UsageHider
 from proxy.core.pricing import PriceList, cost_nano_usd
 from proxy.core.prompts import estimate
@@ -141,7 +142,7 @@ async def stream_once(shape: Shape, counting: Counting) -> None:
     stream = FakeStream(shape.events, error=error)
     answer = Answer(cast("Any", stream), stream.watchdog, AnswerKind.EVENTS)
     observer = Observer(EventAnswer() if shape.observes else None, counting, ENCODING)
-    along = Accompaniment(observer, [], durable, UsageHider().hide if shape.hides else None)
+    along = Accompaniment(observer, Gaps(), [], durable, UsageHider().hide if shape.hides else None)
     try:
         await relay(exchange(downstream, StreamShape.CHAT), answer, cast("Any", None), along, None)
     except ConnectionResetError:
@@ -192,7 +193,7 @@ class Exchanges:
             store,
             lambda held, used, _: store.settle_now(held, used),
             lambda held, _: store.release_now(held),
-            Metrics(CollectorRegistry()),
+            Metrics(CollectorRegistry()).quotas,
         )
         self._accounting = Accounting(
             quotas=quotas,

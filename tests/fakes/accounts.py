@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from proxy.core.gaps import Gaps
 from proxy.core.usage import Usage
 from proxy.phases.account import Account
 from proxy.phases.observe import Counting, Observer
@@ -74,4 +75,4 @@ def accompaniment(
     entry: MemoryEntry | None = None,
     hide: Callable[[bytes], bytes] | None = None,
 ) -> Accompaniment:
-    return Accompaniment(watching or observer(), [], (entry or MemoryEntry()).durable, hide)
+    return Accompaniment(watching or observer(), Gaps(), [], (entry or MemoryEntry()).durable, hide)

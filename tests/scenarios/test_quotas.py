@@ -65,7 +65,7 @@ async def test_requests_in_a_window_that_slides() -> None:
         assert len(upstream.requests) == 2, "what was refused went nowhere"
         labels = {"key": "team-a", "kind": "requests", "window": "hour"}
         await until(lambda: proxy.sample("sluice_quota_rejections_total", **labels) == 1, "the refusal")
-        assert proxy.sample("sluice_quota_used", **labels) == 2
+        assert 1.5 < proxy.sample("sluice_quota_used", **labels) <= 2, "the window slides on"
         line_of_third = await proxy.exchange(3)
         assert (line_of_third["outcome"], line_of_third["attempts"]) == ("rate_limited", 0)
 
@@ -120,7 +120,7 @@ async def test_what_failed_gives_back_all_but_the_request() -> None:
 
 
 async def test_200_at_once_never_exceed_the_limit() -> None:
-    """Each reserves 32 tokens; the answers come only when all have been decided."""
+    """Each reserves 32 tokens and uses 15."""
     async with (
         AnsweringUpstream(lambda _: response(ANSWER)) as upstream,
         running(upstream.url, **on(PlanConfig(tokens=("1000/minute",)))) as proxy,

@@ -23,7 +23,7 @@ CHAT = "/v1/chat/completions"
 
 def shown(client: RecordingClient) -> bytes | None:
     """The certificate that the client was shown."""
-    connection: ssl.SSLObject = client._writer.get_extra_info("ssl_object")
+    connection: ssl.SSLObject = client.writer.get_extra_info("ssl_object")
     return connection.getpeercert(binary_form=True)
 
 

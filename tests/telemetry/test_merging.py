@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from proxy.core.quota import Calendar, Kind, Limit, Standing
 from proxy.telemetry.merging import Family, Merged, Snapshots, unpack
 from proxy.telemetry.metrics import Metrics
 
@@ -188,9 +189,9 @@ def test_a_thousand_keys_of_two_workers_and_the_dead_are_merged_quickly(capsys: 
         exchange(metrics, f"team-{number:04}")
         for kind in ("input", "cached", "output", "reasoning"):
             metrics._tokens(f"team-{number:04}", "gpt-4o*", kind, "exact").inc(5)
-        for window in ("minute", "day", "month"):
-            metrics._quota_limit(f"team-{number:04}", "tokens", window).set(100)
-            metrics._quota_used(f"team-{number:04}", "tokens", window).set(10)
+        windows = (60, Calendar.DAY, Calendar.MONTH)
+        limits = [Limit(Kind.TOKENS, 100, window) for window in windows]
+        metrics.quotas.admitted(f"team-{number:04}", [Standing(limit, 10, 90, 60.0) for limit in limits])
     merged, spent_s = Merged(), dict[str, float]()
     merged.keep(1, unpack(metrics.snapshot()))
     merged.retire(1)

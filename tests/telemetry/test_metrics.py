@@ -94,10 +94,10 @@ def use_everything(metrics: Metrics) -> None:
     metrics.watch_ledger(lambda: 3)
     metrics.committed(0.001, 2)
     limit = Limit(Kind.SPEND, 5_000_000, Calendar.MONTH)
-    metrics.quota_refused("a", limit)
-    metrics.quota_unchecked("a")
-    metrics.quota_stands("a", [Standing(limit, 1, 4_999_999, 1.0)])
-    metrics.store_asked("reserve", 0.001, "TimeoutError")
+    metrics.quotas.refused("a", limit)
+    metrics.quotas.unchecked("a")
+    metrics.quotas.admitted("a", [Standing(limit, 1, 4_999_999, 1.0)])
+    metrics.quotas.store_asked("reserve", 0.001, "TimeoutError")
 
 
 def test_every_promised_metric_is_there_with_its_labels_and_nothing_else(metrics: Metrics) -> None:
