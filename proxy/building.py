@@ -15,7 +15,6 @@ from proxy.core.circuit import Circuit
 from proxy.core.cooldown import Credentials
 from proxy.core.limits import KeyLimits, Terms, merged, parse_limit
 from proxy.core.patterns import PatternTable
-from proxy.core.pricing import Price, PriceList
 from proxy.core.quota import Kind
 from proxy.core.retry import RetryPolicy
 from proxy.core.retry_budget import RetryBudget
@@ -151,7 +150,9 @@ def keyring_of(config: Config) -> Keyring:
         terms = _terms_of(plan)
         limits = KeyLimits(terms)
         endpoints = PatternTable(plan.endpoints)
-        plans[name] = Plan(name, PatternTable(plan.models), endpoints, terms, limits, plan.weight)
+        plans[name] = Plan(
+            name, PatternTable(plan.models), endpoints, terms, limits, plan.weight, plan.cut_when_exhausted
+        )
     return Keyring([_principal(key, plans[key.plan]) for key in config.keys], plans)
 
 
@@ -178,16 +179,6 @@ def _principal(key: KeyConfig, plan: Plan) -> Principal:
         limits = KeyLimits(merged(plan.terms, terms_of(msgspec.structs.asdict(key.limits))))
     expires_s = key.expires.timestamp() if key.expires is not None else None
     return Principal(key.id, plan, _digest(key), expires_s, limits)
-
-
-def prices_of(config: Config) -> PriceList:
-    """What models cost."""
-    return PriceList(
-        {
-            pattern: None if model.price is None else Price.of(**msgspec.structs.asdict(model.price))
-            for pattern, model in config.models.items()
-        }
-    )
 
 
 def encodings_of(config: Config) -> set[str]:

@@ -13,13 +13,13 @@ import msgspec
 
 from proxy.building import (
     keyring_of,
-    prices_of,
     queue_limits_of,
     retry_policy_of,
     router_of,
     throttle_of,
     upstream_of,
 )
+from proxy.config.prices import prices_of
 from proxy.core.addresses import TrustedProxies
 from proxy.phases.account import Accounting
 from proxy.phases.attempts import Attempts

@@ -7,11 +7,12 @@ import re
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
+from proxy.config.problems import dotted
 from proxy.config.read import nearest
 from proxy.config.values import is_in_memory
 from proxy.core.addresses import parse_network
 from proxy.core.limits import parse_limit
-from proxy.core.quota import Kind
+from proxy.core.quota import Calendar, Kind
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -41,6 +42,7 @@ _OWN_FIELDS: Final = frozenset(
     {"accept-encoding", "connection", "content-length", "expect", "host"}
     | {"keep-alive", "te", "trailer", "transfer-encoding", "upgrade"}
 )
+_LONGEST_S: Final = {Calendar.DAY: 86_400.0, Calendar.MONTH: 31 * 86_400.0, Calendar.YEAR: 366 * 86_400.0}
 _SHA256: Final = re.compile(r"[0-9a-fA-F]{64}")
 
 
@@ -59,6 +61,7 @@ def check(config: Config, findings: Findings) -> None:
     for index, key in enumerate(config.keys):
         _check_key(key, ("keys", index), config, findings)
     _check_distinct(config.keys, findings)
+    _check_memory(config, findings)
     for section, shorter, longer in (("retries", "backoff", "max_backoff"), ("breaker", "cooldown", "max_cooldown")):
         values = getattr(config, section)
         fits = getattr(values, shorter) <= getattr(values, longer) or findings.spoiled((section, shorter))
@@ -201,6 +204,31 @@ def _check_limits(limits: PlanConfig | LimitsConfig | ModelLimitsConfig, path: P
                 parse_limit(limit, Kind(kind))
             except ValueError as error:
                 findings.refuse((*path, kind, index), f"{error}, not {limit[:60]!a}")
+
+
+def _check_memory(config: Config, findings: Findings) -> None:
+    """What a limit by the calendar has counted is asked of the ledger after a restart: it must not be deleted yet."""
+    if config.ledger.keep is None or findings.spoiled(("ledger", "keep")):
+        return
+    sections: list[tuple[Path, PlanConfig | LimitsConfig | ModelLimitsConfig]] = []
+    for name, plan in config.plans.items():
+        sections.append((("plans", name), plan))
+        sections += [(("plans", name, "model_limits", model), one) for model, one in plan.model_limits.items()]
+    sections += [(("keys", index, "limits"), key.limits) for index, key in enumerate(config.keys) if key.limits]
+    for path, section in sections:
+        for kind in ("requests", "tokens", "spend"):
+            for index, limit in enumerate(getattr(section, kind) or ()):
+                at = (*path, kind, index)
+                if not findings.spoiled(at) and _calendar_s(limit) > config.ledger.keep:
+                    where = dotted(at)
+                    findings.refuse(("ledger", "keep"), f"is shorter than the window of {where} ({limit})")
+                    return
+
+
+def _calendar_s(limit: str) -> float:
+    """The longest that a window by the calendar lasts, in seconds; 0 for one that slides."""
+    window = parse_limit(limit, Kind.SPEND).window
+    return _LONGEST_S[window] if isinstance(window, Calendar) else 0.0
 
 
 def _check_plan(plan: PlanConfig, path: Path, findings: Findings) -> None:

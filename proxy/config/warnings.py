@@ -8,15 +8,19 @@ from urllib.parse import urlsplit
 
 from msgspec import Struct
 
+from proxy.config.prices import prices_of
 from proxy.config.problems import dotted
 from proxy.config.settings import LoadedConfig
+from proxy.config.upstreams import RouteConfig
 from proxy.config.values import is_in_memory
+from proxy.core.patterns import PatternTable, is_pattern
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from proxy.config.problems import Path
     from proxy.config.settings import Config
+    from proxy.core.pricing import PriceList
 
 _SHORTEST_SECRET: Final = 16
 
@@ -38,7 +42,7 @@ _NOT_ENFORCED: Final = (_NotEnforced("ops.admin_token"),)
 
 def warnings(config: Config) -> list[str]:
     """Lines for the operator about what is allowed but unwise, missing, or without effect in this version."""
-    return [*_about_keys(config), *_about_exposure(config), *_about_effect(config)]
+    return [*_about_keys(config), *_about_plans(config), *_about_exposure(config), *_about_effect(config)]
 
 
 def _about_keys(config: Config) -> Iterator[str]:
@@ -56,6 +60,28 @@ def _about_keys(config: Config) -> Iterator[str]:
     short = [key.id for key in config.keys if key.secret is not None and len(key.secret.reveal()) < _SHORTEST_SECRET]
     if short:
         yield f"keys whose secret is shorter than {_SHORTEST_SECRET} characters can be guessed: {_some(short)}"
+
+
+def _about_plans(config: Config) -> Iterator[str]:
+    """Plans that promise what is not there, or bound what nobody counts. Names behind patterns are the upstreams'."""
+    named = [name for name in config.models if not is_pattern(name)]
+    patterns = PatternTable(config.models)
+    prices = prices_of(config)
+    for name, plan in config.plans.items():
+        wanted = [model for model in plan.models if not is_pattern(model)]
+        unserved = [model for model in wanted if config.models and patterns.match(model) is None]
+        if unserved:
+            yield f"{dotted(('plans', name, 'models'))} has models that no entry of `models` serves: {_some(unserved)}"
+        has_budget = plan.spend or any(limits.spend for limits in plan.model_limits.values())
+        allowed = PatternTable(plan.models)
+        free = [model for model in named if allowed.match(model) is not None and _is_unpriced(model, config, prices)]
+        if has_budget and free:
+            yield f"{dotted(('plans', name))} limits spending, but nobody knows the price of: {_some(free)}"
+
+
+def _is_unpriced(model: str, config: Config, prices: PriceList) -> bool:
+    routes = config.models[model].routes or (RouteConfig(),)
+    return any(prices.find(model, route.model or model) is None for route in routes)
 
 
 def _about_exposure(config: Config) -> Iterator[str]:

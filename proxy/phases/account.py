@@ -10,12 +10,14 @@ from __future__ import annotations
 import asyncio
 import time
 from typing import TYPE_CHECKING, Final
+from weakref import WeakValueDictionary
 
 from proxy.core.pricing import cost_nano_usd as cost_nano_usd_of
 from proxy.core.prompts import Estimate, estimate
 from proxy.core.quota import Demand
 from proxy.core.tokens import MAX_TOKENS, encoding_of
 from proxy.core.usage import Usage
+from proxy.phases.allowance import Allowance
 from proxy.phases.exchange import Treatment
 from proxy.phases.quotas import demand_of
 from proxy.stores.base import Opened
@@ -57,9 +59,11 @@ class Account:
         price: Price | None,
         encoding: str,
         hold: Hold | None = None,
+        allowance: Allowance | None = None,
     ) -> None:
         self.entry = entry
         self.hold = hold
+        self.allowance = allowance
         self.prompt_tokens = prompt_tokens
         self.reserved = reserved
         self.price = price
@@ -97,6 +101,7 @@ class Accounting:
         self.counting = counting
         self._quotas = quotas
         self._estimating = estimating
+        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()  # who waits holds its key's
         self._ledger = ledger
         self._prices = prices
         self._clock = clock
@@ -129,8 +134,17 @@ class Accounting:
             if hold is not None:
                 self._quotas.settle(hold, Demand())
             raise
+        allowance = None
+        if hold is not None and admission.streamed and principal.plan.cuts_when_exhausted:
+            allowance = Allowance(self._quotas, hold.reservation, limits, price, most_tokens)
         return Account(
-            entry, prompt_tokens=expected.prompt_tokens, reserved=reserved, price=price, encoding=encoding, hold=hold
+            entry,
+            prompt_tokens=expected.prompt_tokens,
+            reserved=reserved,
+            price=price,
+            encoding=encoding,
+            hold=hold,
+            allowance=allowance,
         )
 
     def answered_by(self, account: Account, admission: Admission, sending: Sending) -> None:
@@ -150,6 +164,8 @@ class Accounting:
 
     def close(self, account: Account, settlement: Settlement) -> None:
         """Charge the key's quota what was used, and give back the rest."""
+        if account.allowance is not None:
+            account.allowance.close()
         if account.hold is not None:
             self._quotas.settle(account.hold, demand_of(settlement.usage, settlement.cost_nano_usd))
 
@@ -173,6 +189,9 @@ class Accounting:
         if exchange.endpoint.treatment is not Treatment.METERED:
             return _NOTHING  # nobody says how many tokens speech or a picture will be
         parameters = admission.body, exchange.endpoint.name, encoding, self.counting.now
-        if len(admission.body) > _LONG_BYTES:
+        if len(admission.body) <= _LONG_BYTES:
+            return estimate(*parameters)
+        # one at a time of each key: there are few threads, and no key may keep all of them busy
+        turn = self._turns.setdefault(admission.principal.key_id, asyncio.Lock())
+        async with turn:
             return await asyncio.get_running_loop().run_in_executor(self._estimating, estimate, *parameters)
-        return estimate(*parameters)

@@ -49,6 +49,7 @@ class Plan:
     terms: Terms = _NO_TERMS
     limits: KeyLimits = _UNLIMITED  # of keys that have none of their own
     weight: float = 1.0  # of each of its keys in the fair queue
+    cuts_when_exhausted: bool = False  # streams that outgrow what they reserved and have used up a budget
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,6 +34,7 @@ _WAITING_CHARS: Final = 32_768
 _ROUGHLY: Final = ApproximateCounter()
 # At the end so much is counted at once; more waits for its turn in a thread.
 _SHORT_CHARS: Final = 4_096
+_CHARS_PER_TOKEN: Final = 4  # of text that waits to be counted; a rule for English
 _UNKNOWN: Final = Observation(Grade.UNKNOWN)
 
 
@@ -116,6 +117,12 @@ class Observer:
     def faults(self) -> int:
         """How often something could not be read that should have been readable."""
         return self._faults + (self._reader.faults if self._reader is not None else 0)
+
+    def output_tokens(self) -> int:
+        """About how many tokens of output were seen. Reads each event as it comes, which batches would make cheaper."""
+        self.catch_up()
+        waiting_chars = self._reader.text_chars if self._reader is not None else 0
+        return self._counted_tokens + waiting_chars // _CHARS_PER_TOKEN
 
     @property
     def is_error(self) -> bool:

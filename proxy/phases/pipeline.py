@@ -218,7 +218,7 @@ class Pipeline:
         reader = reader_for(exchange, answer)
         observer = findings.observer = Observer(reader, self._accounting.counting, account.encoding)
         hide = UsageHider().hide if sending.asks_usage else None
-        along = Accompaniment(observer, findings.gaps, account.headers, account.entry.durable, hide)
+        along = Accompaniment(observer, findings.gaps, account.headers, account.entry.durable, hide, account.allowance)
         return answer, sending.upstream, along
 
     async def _relay(
@@ -236,6 +236,8 @@ class Pipeline:
                 answer.broke(relayed.failure)
                 by_us = live.interruption is not None and relayed.failure is live.interruption
                 findings.aborted_by = cutter_of(relayed.failure) if by_us else answer.watchdog.fired
+                if along.allowance is not None and along.allowance.has_ended_it:
+                    findings.aborted_by = "quota"
         finally:
             if along.observer.rest is None:
                 answer.close()

@@ -44,6 +44,10 @@ def demand_of(usage: Usage, cost_nano_usd: int) -> Demand:
     return Demand(1, usage.input_tokens + usage.output_tokens, -(-cost_nano_usd // _NANO_PER_MICRO))
 
 
+def _nothing() -> None:
+    """Nobody waits for it."""
+
+
 class Quotas:
     """The quotas of all keys, in `store`; knows which exchanges of this process hold a part of one.
 
@@ -83,6 +87,22 @@ class Quotas:
         self._held[exchange_id] = answer.reservation
         self._metrics.admitted(key_id, answer.standings)
         return Hold(answer.reservation, answer.standings)
+
+    async def more(self, reservation_id: str, key_id: str, limits: Limits, demand: Demand) -> Granted | Refused:
+        """Reserve `demand` for an exchange that is under way, which has its slot. Raises `ProxyError` as `reserve`."""
+        answer = await self._store.reserve(reservation_id, key_id, limits, demand)
+        if isinstance(answer, Refused):
+            self._metrics.refused(key_id, answer.limit)
+        else:
+            self._release(answer.reservation, _nothing)
+            self._metrics.admitted(key_id, answer.standings)
+        return answer
+
+    def give_back(self, granted: Granted) -> None:
+        """Charge nothing for what `more` has reserved."""
+        reservation = granted.reservation
+        self._metrics.settled(reservation.key_id, granted.standings, reservation.demand, Demand())
+        self._settle(reservation, Demand(), _nothing)
 
     def settle(self, hold: Hold, used: Demand) -> None:
         """Charge what was used in place of what was reserved, and free the slot."""

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from proxy.core.gaps import Gaps
     from proxy.core.headers import RawHeaders
+    from proxy.phases.allowance import Allowance
     from proxy.phases.exchange import Exchange
     from proxy.phases.forward import Answer
     from proxy.phases.observe import Observer
@@ -54,7 +55,7 @@ class Accompaniment:
     """What goes along with a relay: who watches it, and what must be true before its first byte.
 
     `hide` takes out of released events what the client must not see; None: all passes. `gaps` are told when events
-    come. `headers` go with the answer.
+    come. `headers` go with the answer. `allowance` is asked when the stream outgrows it; None: it may go on.
     """
 
     observer: Observer
@@ -62,6 +63,7 @@ class Accompaniment:
     headers: RawHeaders
     durable: Callable[[], Awaitable[None]]
     hide: Callable[[bytes], bytes] | None
+    allowance: Allowance | None = None
 
 
 async def relay(
@@ -184,6 +186,7 @@ class _EventRelay:
     async def _relay_events(self) -> None:
         feed, write, read = self._scanner.feed, self._downstream.write, self._watchdog.read
         saw, observe, hide = self._ending.saw, self._observer.saw, self._along.hide
+        allowance = self._along.allowance
         paused, clock = self._along.gaps.saw, time.perf_counter
         block = self._answer.first or await read()
         while block:
@@ -201,6 +204,8 @@ class _EventRelay:
                     await writing
                 if self._is_whole():
                     self._watchdog.hurry(_AFTER_DONE_S)
+                elif allowance is not None and self._observer.output_tokens() > allowance.tokens:
+                    await allowance.ask_for_more()
             block = await read()
         await self._finish_events()
 

@@ -84,6 +84,18 @@ WRONG_VALUES = [
     ("plans: {a: {models: ['']}}", "plans.a.models[0]", 2, "must be a name or a pattern"),
     ("plans: {a: {endpoints: [inferense]}}", "plans.a.endpoints[0]", 2, "did you mean inference"),
     ("plans: {a: {endpoints: [/v1/files]}}", "plans.a.endpoints[0]", 2, "without the /v1"),
+    (
+        "ledger: {keep: 7d}\nplans: {a: {model_limits: {m: {spend: [1/day, 5/month]}}}}",
+        "ledger.keep",
+        2,
+        r"shorter than the window of plans.a.model_limits.m.spend\[1\] \(5/month\)",
+    ),
+    (
+        f"ledger: {{keep: 12h}}\nkeys: [{{id: a, secret: {KEY}, limits: {{requests: [5/day]}}}}]",
+        "ledger.keep",
+        2,
+        r"shorter than the window of keys\[0\].limits.requests\[0\]",
+    ),
     ("plans: {' a': {}}", 'plans." a"', 2, "as a name must be 1 to 128"),
     ("keys: {a: b}", "keys", 2, "must be a list, not a mapping"),
     ("keys: [a]", "keys[0]", 2, "must be a mapping, not a single value"),

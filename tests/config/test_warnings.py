@@ -42,6 +42,21 @@ def test_short_secrets(tmp_path: Path) -> None:
     assert said(tmp_path, UPSTREAM + KEYS.replace(f"secret: {SECRET}", f"secret_sha256: {digest}")) == ""
 
 
+def test_plans_that_promise_what_is_not_there_or_bound_what_nobody_counts(tmp_path: Path) -> None:
+    models = (
+        "models: {mine: {}, gpt-4o: {}, 'x-*': {}, dear: {price: {output: 1}}, new: {routes: [{model: gpt-4o}]}}\n"
+    )
+    key = f"keys: [{{id: a, secret: {SECRET}, plan: std}}]\n"
+    plan = "plans: {std: {models: [mine, gone, x-1, '*-y'], requests: [1/day]}}\n"
+    text = "plans.std.models has models that no entry of `models` serves: gone"
+    assert said(tmp_path, UPSTREAM + models + key + plan) == text
+    budget = "plans: {std: {spend: [1/day]}}\n"
+    text = "plans.std limits spending, but nobody knows the price of: mine"
+    assert said(tmp_path, UPSTREAM + models + key + budget) == text
+    assert said(tmp_path, UPSTREAM + models + key + "plans: {std: {spend: [1/day], models: [gpt-4o, dear]}}\n") == ""
+    assert said(tmp_path, UPSTREAM + key + budget) == ""
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
