@@ -99,13 +99,18 @@ class Circuit:
     def succeeded(self, ticket: Ticket, now_s: float) -> None:
         """It works. Nothing of those who entered before it opened: what they tell is older than that."""
         if ticket is self._probe:
-            self._probe = self._until_s = None
-            self._closed_at_s = now_s
-            self._results.clear()
-            self._failures.clear()
+            self.close(now_s)
         if self._counts(ticket):
             self._in_row = 0
             self._results.add(now_s)
+
+    def close(self, now_s: float) -> None:
+        """It is known to work, by whoever asked without permission."""
+        self._probe = self._until_s = None
+        self._closed_at_s = now_s
+        self._in_row = 0
+        self._results.clear()
+        self._failures.clear()
 
     def failed(self, ticket: Ticket | None, now_s: float, jitter: float = 0.0) -> None:
         """It failed; also after it had `succeeded`, where an answer broke off.

@@ -20,17 +20,20 @@ from redis.crc import REDIS_CLUSTER_HASH_SLOTS
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError, ResponseError, SlotNotCoveredError
 
-from proxy.stores.breaker import Circuit
+from proxy.core.circuit import Circuit
 from proxy.stores.redis_client import open_client
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
+
+    from proxy.core.circuit import Ticket
 
     Word = str | int
     Seen = Callable[[str, float, str | None], None]
 
 _log = logging.getLogger("sluice.store")
 
+_NEVER: Final = 2.0  # a share of failures that cannot be: a store that answers half the time is better than none
 CONNECTIONS: Final = 32
 """Of a worker, at most: a call takes a tenth of a millisecond, so that more would wait for the event loop anyway."""
 
@@ -39,6 +42,11 @@ CONNECTIONS: Final = 32
 _AWAY: Final = re.compile(
     r"\b(ASK|BUSY|CLUSTERDOWN|LOADING|MASTERDOWN|MISCONF|MOVED|NOAUTH|NOPERM|NOREPLICAS|OOM|READONLY|TRYAGAIN)\b"
 )
+
+
+def _circuit() -> Circuit:
+    """A store that is out of reach is asked by one call a second, later every ten, not by every request."""
+    return Circuit(failures=3, cooldown_s=1.0, max_cooldown_s=10.0, failure_share=_NEVER)
 
 
 class Script:
@@ -196,9 +204,10 @@ class RedisLink:
     async def _bounded(
         self, node: str, operation: str, work: Callable[[], Awaitable[Any]], *, force: bool = False
     ) -> Any:
-        circuit = self._circuits.setdefault(node, Circuit())
+        circuit = self._circuits.setdefault(node, _circuit())
         began_s = self._clock()
-        if not force and not circuit.admits(began_s):
+        ticket = circuit.enter(began_s)
+        if ticket is None and not force:
             self._seen(operation, 0.0, "circuit_open")
             raise StoreAwayError(asked=False, retry_in_s=circuit.retry_in_s(began_s))
         try:
@@ -207,27 +216,35 @@ class RedisLink:
                     # at once if it knows its nodes; a call that comes before would go anywhere
                     _ = await self._client.initialize()
                 answer = await work()
+        except asyncio.CancelledError:
+            if ticket is not None:
+                circuit.abandoned(ticket)
+            raise
         except Exception as error:
             if _is_answer(error):
-                self._answered(circuit)
+                self._answered(circuit, ticket)
                 _log.warning("the quota store answers with an error: %s", type(error).__name__)
             else:
-                self._failed(circuit, error)
+                self._failed(circuit, ticket, error)
             self._seen(operation, self._clock() - began_s, type(error).__name__)
             raise StoreAwayError(asked=True, retry_in_s=circuit.retry_in_s(self._clock())) from error
-        self._answered(circuit)
+        self._answered(circuit, ticket)
         self._seen(operation, self._clock() - began_s, None)
         return answer
 
-    def _answered(self, circuit: Circuit) -> None:
+    def _answered(self, circuit: Circuit, ticket: Ticket | None) -> None:
         if circuit.is_open or self._has_answered is False:
             _log.warning("the quota store answers again")
-        circuit.succeeded()
+        if ticket is not None:
+            circuit.succeeded(ticket, self._clock())
+        elif circuit.is_open:
+            circuit.close(self._clock())
         self._has_answered = True
 
-    def _failed(self, circuit: Circuit, error: Exception) -> None:
+    def _failed(self, circuit: Circuit, ticket: Ticket | None, error: Exception) -> None:
         was_open = circuit.is_open
-        circuit.failed(self._clock())
+        if ticket is not None:
+            circuit.failed(ticket, self._clock())
         is_first = self._has_answered is None
         if is_first or (self._has_answered and circuit.is_open and not was_open):
             # the type only: messages name hosts and users

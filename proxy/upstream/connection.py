@@ -50,6 +50,7 @@ class UpstreamConnection(asyncio.BufferedProtocol):
         "_writing_paused",
         "closed",
         "exchanges",
+        "opened_s",
         "request_sent",
     )
 
@@ -60,6 +61,7 @@ class UpstreamConnection(asyncio.BufferedProtocol):
         self._read_buffer = read_buffer
         self._on_closed = on_closed
         self._loop = asyncio.get_running_loop()
+        self.opened_s = self._loop.time()
         self._transport: asyncio.Transport | None = None
         self._tls: TlsSession | None = None
         self._handshaking = False

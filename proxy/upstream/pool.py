@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 __all__ = ["Origin", "ProxyAddress", "UpstreamPool"]
 
 MAX_IDLE_S: Final = 60.0  # however long an upstream says that it keeps connections
+# A name may point elsewhere by then: a connection that is always busy would never find out.
+MAX_AGE_S: Final = 600.0
 IDLE_MARGIN_S: Final = 1.0  # we let go that much earlier than the upstream, so that a request does not meet its close
 
 
@@ -70,7 +72,8 @@ class UpstreamPool:
     def release(self, connection: UpstreamConnection, keep_alive_s: float | None = None) -> None:
         """Take back a connection whose exchange is over. `keep_alive_s` is the upstream's own idle time, if it told."""
         idle_s = self._idle_s if keep_alive_s is None else min(keep_alive_s - IDLE_MARGIN_S, MAX_IDLE_S)
-        if self._closed or connection.closed or idle_s <= 0:
+        is_old = self._loop.time() - connection.opened_s > MAX_AGE_S
+        if self._closed or connection.closed or is_old or idle_s <= 0:
             connection.abort()
             return
         connection.finish()

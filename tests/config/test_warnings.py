@@ -43,9 +43,7 @@ def test_short_secrets(tmp_path: Path) -> None:
 
 
 def test_plans_that_promise_what_is_not_there_or_bound_what_nobody_counts(tmp_path: Path) -> None:
-    models = (
-        "models: {mine: {}, gpt-4o: {}, 'x-*': {}, dear: {price: {output: 1}}, new: {routes: [{model: gpt-4o}]}}\n"
-    )
+    models = "models: {mine: {}, gpt-4o: {}, 'x-*': {}, dear: {price: {output: 1}}, new: {routes: [{model: gpt-4o}]}}\n"
     key = f"keys: [{{id: a, secret: {SECRET}, plan: std}}]\n"
     plan = "plans: {std: {models: [mine, gone, x-1, '*-y'], requests: [1/day]}}\n"
     text = "plans.std.models has models that no entry of `models` serves: gone"

@@ -220,3 +220,11 @@ class CircuitMachine(RuleBasedStateMachine):
 
 TestCircuitMachine = CircuitMachine.TestCase
 TestCircuitMachine.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+
+
+def test_who_asked_without_permission_and_was_answered_closes_it() -> None:
+    circuit = Circuit(failures=1, cooldown_s=10, max_cooldown_s=10)
+    circuit.failed(None, 0.0)
+    assert not circuit.admits(1.0)
+    circuit.close(1.0)
+    assert (circuit.state(1.0), circuit.admits(1.0)) == (State.CLOSED, True)

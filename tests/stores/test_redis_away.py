@@ -125,7 +125,7 @@ async def test_a_stop_right_after_an_outage_delivers_what_was_kept(server: Redis
     assert store.unsettled == len(held)
     circuit = store._link._circuits[""]
     while not circuit.is_open:
-        circuit.failed(time.monotonic())
+        circuit.failed(None, time.monotonic())
     server.resume()
     await store.close()
     assert store.unsettled == 0

@@ -1,7 +1,7 @@
 """A name whose addresses change: each fresh connection asks anew, a kept-alive one stays where it is for its idle time.
 
 Nothing is cached here: the resolver knows how long an answer holds. A connection to an address that the name no longer
-has goes on serving while it is used often, as in every pool; it is given up when it idles, or when that server closes.
+has goes on serving while it is used often; it is given up when it idles, when it is old, or when that server closes.
 """
 
 from __future__ import annotations
@@ -151,4 +151,20 @@ async def test_many_at_once_each_go_to_where_the_name_points(
     assert ports == [old.port] * 5 + [new.port] * 5
     for connection in (*before, *after):
         connection.abort()
+    pool.close()
+
+
+async def test_a_busy_connection_to_the_old_address_is_given_up_when_it_is_old(
+    servers: tuple[RawUpstream, RawUpstream], tasks: BackgroundTasks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, new = servers
+    names = Names(monkeypatch, at(old))
+    pool = UpstreamPool(_ORIGIN, connect_timeout_s=5)
+    kept = await served(pool, tasks, old)
+    names.addresses = (at(new),)
+    await served(pool, tasks, kept)
+    monkeypatch.setattr("proxy.upstream.pool.MAX_AGE_S", 0.0)
+    await served(pool, tasks, kept)
+    await kept.ended()
+    await served(pool, tasks, new)
     pool.close()
