@@ -29,10 +29,11 @@ class State(enum.IntEnum):
 class Ticket:
     """Permission to ask. Whoever has it reports what came of it, or that it was abandoned."""
 
-    __slots__ = ("opened",)
+    __slots__ = ("opened", "row")
 
     def __init__(self, opened: int) -> None:
         self.opened = opened  # how often the circuit had opened by then
+        self.row: int | None = None  # failures in a row that its success ended; None before that
 
 
 class Circuit:
@@ -101,6 +102,7 @@ class Circuit:
         if ticket is self._probe:
             self.close(now_s)
         if self._counts(ticket):
+            ticket.row = self._in_row
             self._in_row = 0
             self._results.add(now_s)
 
@@ -121,8 +123,11 @@ class Circuit:
         if ticket is not None and ticket is self._probe:
             self._open(now_s, jitter)
         elif self._counts(ticket):
-            self._in_row += 1
-            self._results.add(now_s)
+            row = None if ticket is None else ticket.row
+            # what broke off after its head had come was no success, and ended no row
+            self._in_row = (self._in_row if row is None else max(row, self._in_row)) + 1
+            if row is None:
+                self._results.add(now_s)
             self._failures.add(now_s)
             if self._in_row >= self._most_in_row or self._mostly_fails(now_s):
                 self._open(now_s, jitter)

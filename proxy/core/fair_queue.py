@@ -183,14 +183,25 @@ class FairQueue(Generic[T]):
         self._held_bytes += size_bytes
         return True
 
-    def crowder(self, key: str) -> T | None:
+    def crowders(self, key: str, size_bytes: int) -> list[T] | None:
         """Who has to make room in a full queue for an item of `key`: the newest of the key that fills most of it.
 
-        None if that key would then have fewer than `key`: it has its share. Costs O(keys).
+        None if no room can be made so, or that key would be left with fewer than `key`. Costs O(keys).
         """
         most = max(self._by_key.values(), key=len, default={})
-        own = self._by_key.get(key, {})
-        return next(reversed(most)).item if len(most) > len(own) + 1 else None
+        own = len(self._by_key.get(key, {}))
+        too_many = len(self._waiters) + 1 - self.max_waiting
+        too_large = self._held_bytes + size_bytes - self.max_bytes
+        found: list[T] = []
+        for waiter in reversed(most):
+            if too_many <= 0 and too_large <= 0:
+                break
+            if len(most) - len(found) <= own + 1:
+                return None
+            found.append(waiter.item)
+            too_many -= 1
+            too_large -= waiter.size_bytes
+        return None if too_many > 0 or too_large > 0 else found
 
     def pop(self, place: str) -> T | None:
         """The next item that may be served at `place`, which leaves; None if none waits for it."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from proxy.core import errors
 from proxy.core.headers import header
-from proxy.core.retry import Happened, Sent, decide, retry_after_of
+from proxy.core.retry import CREDENTIAL_STATUSES, Happened, Sent, decide, retry_after_of
 from proxy.phases.exchange import Phase
 from proxy.phases.forward import AnswerKind, forward
 from proxy.phases.patience import Patience
@@ -65,6 +65,7 @@ class Course(NamedTuple):
     account: Account
     ask: Ask
     patience: Patience
+    began_s: float  # on the event loop's clock
 
 
 class Attempts:
@@ -115,7 +116,14 @@ class Attempts:
             target.model.routes,
             waits=lambda: enter(Phase.QUEUE),
         )
-        course = Course(exchange, admission, account, ask, Patience.of(exchange.headers, time.perf_counter()))
+        course = Course(
+            exchange,
+            admission,
+            account,
+            ask,
+            Patience.of(exchange.headers, exchange.timeline.arrived_s),
+            asyncio.get_running_loop().time(),
+        )
         while True:
             place = await self._balancer.place(ask)
             enter(Phase.FORWARD)
@@ -127,8 +135,9 @@ class Attempts:
                 outcome.answer.close()
             account.is_sent = False  # what it did is over, and cost nothing that anybody will say
             ask.spends = retry.spends
+            ask.only = outcome.place.route if _is_of_the_key(outcome) else None
             if not retry.elsewhere:
-                ask.tried.discard(place.route)
+                ask.tried.discard(outcome.place.route)
             self._metrics.retried(place.upstream.name, retry.reason)
             await asyncio.sleep(retry.pause_s)
 
@@ -159,8 +168,12 @@ class Attempts:
         began_s = time.perf_counter()
         course.account.upstream = place.upstream.name
         result = "abandoned"  # an upstream is not to blame for a client that left or sent nonsense
-        sending = write(course.exchange, course.admission, place.route, place.api_key, self._via)
         answer = error = None
+        try:
+            sending = write(course.exchange, course.admission, place.route, place.api_key, self._via)
+        except BaseException:
+            place.leave()
+            raise
         try:
             answer = await self._forward(course, sending, place)
             if answer.refuses_usage:
@@ -203,6 +216,7 @@ class Attempts:
             tasks=self._tasks,
             write_stall_s=self._write_stall_s,
             on_sent=sent,
+            began_s=course.began_s,
         )
 
     def _retry_after_s(self, answer: Answer) -> float | None:
@@ -237,6 +251,10 @@ class Attempts:
             jitter=self._draw(),
             may_spend=self._balancer.can_go_anywhere(ask),
         )
+
+
+def _is_of_the_key(outcome: Outcome) -> bool:
+    return outcome.answer is not None and outcome.answer.stream.head.status in CREDENTIAL_STATUSES
 
 
 def _result(outcome: Outcome) -> tuple[Sending, Answer]:

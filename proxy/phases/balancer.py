@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Final
 
 from proxy.core import errors
 from proxy.core.balance import choose
+from proxy.core.circuit import State
 from proxy.core.fair_queue import FairQueue
+from proxy.core.retry import RETRYABLE_STATUSES
 from proxy.phases.places import Place
 
 if TYPE_CHECKING:
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 _LEAST_RETRY_S: Final = 1.0
 _MOST_RETRY_S: Final = 60.0
 _DRAINED_RETRY_S: Final = 10.0  # when an operator lets it back is not known
+_TIMERS_LATE_S: Final = 0.005  # uvloop's may fire a little early
 _NEWEST_SHARE: Final = 0.1  # of the last exchange in the average time that an upstream holds one
 
 
@@ -101,8 +104,8 @@ class Balancer:
         free = [route for route in routes if self._is_free(route.upstream)]
         if free:
             return self._take(self._choose(free), ask)
-        # any that was not tried will do, should it come back
-        return await self._wait(ask, [route for route in ask.routes if route not in ask.tried] or ask.routes)
+        # any that was not tried will do as well, should it come back
+        return await self._wait(ask, [route for route in ask.routes if route in routes or route not in ask.tried])
 
     def answered(self, place: Place, ticket: Ticket, status: int, retry_after_s: float | None) -> None:
         """Note that an upstream works, and what it said of the key that it was asked with."""
@@ -115,7 +118,7 @@ class Balancer:
         elif status in (401, 403) and is_ours:
             health.credentials.refused(place.api_key, now_s)
         else:
-            health.is_failing = False
+            health.is_failing = status in RETRYABLE_STATUSES
             health.credentials.succeeded(place.api_key)
         self._show(place.upstream)
         self.serve(place.upstream)
@@ -123,8 +126,14 @@ class Balancer:
     def failed(self, place: Place, ticket: Ticket) -> None:
         """Note that an upstream failed; who waits for nothing else is told so when its circuit opens."""
         upstream, now_s = place.upstream, self._clock()
+        circuit = upstream.health.circuit
         upstream.health.is_failing = True
-        upstream.health.circuit.failed(ticket, now_s, self._draw())
+        was_open = circuit.state(now_s) is State.OPEN
+        circuit.failed(ticket, now_s, self._draw())
+        if circuit.state(now_s) is State.OPEN and not was_open:
+            # some may wait for it and for others, and nobody else may come or leave meanwhile
+            wait_s = circuit.retry_in_s(now_s) + _TIMERS_LATE_S
+            asyncio.get_running_loop().call_later(wait_s, self.serve, upstream)
         self._show(upstream)
         self.refuse_hopeless()
 
@@ -168,7 +177,8 @@ class Balancer:
     def _open(self, ask: Ask) -> list[Route]:
         """The routes whose upstreams may be asked."""
         now_s = self._clock()
-        found = [route for route in ask.routes if route.upstream.health.admits(now_s)]
+        routes = ask.routes if ask.only is None else (ask.only,)
+        found = [route for route in routes if route.upstream.health.admits(now_s)]
         return [route for route in found if route.upstream.health.may_retry(now_s)] if ask.spends else found
 
     def _is_free(self, upstream: Upstream) -> bool:
@@ -190,7 +200,8 @@ class Balancer:
         ticket = health.circuit.enter(now_s)
         if ticket is None:
             raise RuntimeError("a circuit that admitted did not let enter")
-        if not ask.tried:
+        if not ask.is_counted:
+            ask.is_counted = True
             health.budget.request(now_s)
         elif ask.spends and health.is_failing:
             health.budget.spend(now_s)
@@ -203,13 +214,13 @@ class Balancer:
         """Wait for a place; whoever leaves while he waits is out of the queue at once, and holds nothing."""
         waiter = _Waiter(ask, routes, self._clock())
         names = frozenset(route.upstream.name for route in routes)
-        if ask.size_bytes > self._queue.max_bytes:
-            raise self._queue_full(routes)
-        while not self._queue.push(ask.key_id, ask.weight, waiter, names, ask.size_bytes):
-            crowder = self._queue.crowder(ask.key_id)
-            if crowder is None:
+        if not self._queue.push(ask.key_id, ask.weight, waiter, names, ask.size_bytes):
+            crowders = self._queue.crowders(ask.key_id, ask.size_bytes)
+            if crowders is None:
                 raise self._queue_full(routes)
-            self._push_out(crowder)
+            for crowder in crowders:
+                self._push_out(crowder)
+            self._queue.push(ask.key_id, ask.weight, waiter, names, ask.size_bytes)
         self._waiting[waiter] = None
         self._show_queue(routes)
         self._metrics.queued(routes[0].upstream.name, self._queue.position(waiter))
@@ -225,20 +236,24 @@ class Balancer:
 
     def _push_out(self, waiter: _Waiter) -> None:
         """Make room: no key may fill the queue so that others cannot even wait."""
-        self._queue.remove(waiter)
-        self._waiting.pop(waiter, None)
+        self._forget(waiter)
         if not waiter.given.done():
             waiter.given.set_exception(self._queue_full(waiter.routes))
+
+    def _forget(self, waiter: _Waiter) -> None:
+        """It waits no longer, without a place."""
+        self._queue.remove(waiter)
+        self._waiting.pop(waiter, None)
+        self._show_queue(waiter.routes)
+        self._metrics.waited(waiter.routes[0].upstream.name, self._clock() - waiter.since_s)
 
     def _queue_full(self, routes: Sequence[Route]) -> errors.ProxyError:
         message = "Too many requests wait for this model."
         return errors.ProxyError(errors.QUEUE_FULL, message, retry_after_s=self._expected_wait_s(routes))
 
     def _withdraw(self, waiter: _Waiter) -> None:
-        if self._waiting.pop(waiter, waiter) is None:
-            self._queue.remove(waiter)
-            self._show_queue(waiter.routes)
-            self._metrics.waited(waiter.routes[0].upstream.name, self._clock() - waiter.since_s)
+        if waiter in self._waiting:
+            self._forget(waiter)
         given = waiter.given
         if given.done() and not given.cancelled() and given.exception() is None:
             given.result().leave()  # it came in the very turn in which the waiting ended

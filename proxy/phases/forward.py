@@ -79,14 +79,18 @@ async def forward(
     tasks: BackgroundTasks,
     write_stall_s: float | None,
     on_sent: Callable[[], None],
+    began_s: float,
 ) -> Answer:
     """Send the request and wait for the head of the answer; `on_sent` is called when it is on its way.
+
+    `began_s` is when the first try began, by the loop's clock: the time for the whole exchange counts from there.
 
     Raises `ProxyError` 502 or 504 for what the upstream did wrong, and whatever reading the client's body raises.
     """
     timeouts = sending.upstream.timeouts
-    deadline_s = None if timeouts.total_s is None else asyncio.get_running_loop().time() + timeouts.total_s
-    limits = [limit for limit in (timeouts.first_byte_s, timeouts.total_s) if limit is not None]
+    deadline_s = None if timeouts.total_s is None else began_s + timeouts.total_s
+    left_s = None if deadline_s is None else max(0.0, deadline_s - asyncio.get_running_loop().time())
+    limits = [limit for limit in (timeouts.first_byte_s, left_s) if limit is not None]
     stream = await attempt(
         sending.upstream.pool, sending.request, first_byte_s=min(limits, default=None), tasks=tasks, on_sent=on_sent
     )

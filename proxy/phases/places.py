@@ -21,7 +21,8 @@ class Ask:
     """What an exchange wants: a place on one of `routes`, rather on none of the `tried`.
 
     `waits` is called when it has to wait. `spends`: an upstream that fails at present may
-    only be asked within its retry budget, because one has worked on it in vain already.
+    only be asked within its retry budget, because one has worked on it in vain already. `is_counted`: a retry budget
+    has it among its requests. `only`: the one route that will do, where another API key may help.
     """
 
     key_id: str
@@ -31,6 +32,8 @@ class Ask:
     waits: Callable[[], None]
     tried: set[Route] = field(default_factory=set)
     spends: bool = False
+    is_counted: bool = False
+    only: Route | None = None
 
 
 class Keeper(Protocol):

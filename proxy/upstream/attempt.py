@@ -167,7 +167,7 @@ async def _exchange(
     upload: asyncio.Task[None] | None = None
     timer = _SilenceTimer(connection, first_byte_s)
     try:
-        reader = connection.begin(bodiless=request.method == b"HEAD")
+        reader = timer.reader = connection.begin(bodiless=request.method == b"HEAD")
         head = _encode_head(request)
         body = request.body
         if isinstance(body, bytes) and len(body) <= MAX_SINGLE_WRITE_BYTES:
@@ -193,12 +193,13 @@ async def _exchange(
 class _SilenceTimer:
     """Fails the exchange when the upstream says nothing, for `limit_s` seconds after it could have gone on."""
 
-    __slots__ = ("_connection", "_handle", "_limit_s")
+    __slots__ = ("_connection", "_handle", "_limit_s", "reader")
 
     def __init__(self, connection: UpstreamConnection, limit_s: float | None) -> None:
         self._connection = connection
         self._limit_s = limit_s
         self._handle: asyncio.TimerHandle | None = None
+        self.reader: ResponseReader | None = None  # of what it waits for
 
     def restart(self) -> None:
         self.stop()
@@ -216,6 +217,8 @@ class _SilenceTimer:
         self._limit_s = None
 
     def _expire(self) -> None:
+        if self.reader is not None and self.reader.head is not None:
+            return  # it came just before, and whoever waits for it has not had his turn yet
         self._connection.fail(ProxyError(UPSTREAM_TIMEOUT, "The upstream did not answer in time."))
 
 

@@ -75,7 +75,8 @@ def test_results_of_long_ago_and_a_smaller_share_do_not_open_it() -> None:
 
 def test_an_answer_that_breaks_off_counts_though_its_head_came() -> None:
     subject = circuit()
-    for _ in range(10):
+    for _ in range(FAILURES):
+        assert subject.state(1) is State.CLOSED
         ticket = entered(subject, 0)
         subject.succeeded(ticket, 0)
         subject.failed(ticket, 1)
@@ -228,3 +229,14 @@ def test_who_asked_without_permission_and_was_answered_closes_it() -> None:
     assert not circuit.admits(1.0)
     circuit.close(1.0)
     assert (circuit.state(1.0), circuit.admits(1.0)) == (State.CLOSED, True)
+
+
+def test_an_answer_that_ends_well_in_between_ends_the_row() -> None:
+    circuit = Circuit(failures=2, cooldown_s=10, max_cooldown_s=10)
+    for breaks in (True, False, True, False, True):
+        ticket = circuit.enter(1.0)
+        assert ticket is not None
+        circuit.succeeded(ticket, 1.0)
+        if breaks:
+            circuit.failed(ticket, 1.0)
+    assert circuit.state(1.0) is State.CLOSED

@@ -261,13 +261,21 @@ def test_who_fills_the_queue_makes_room_for_others_until_they_have_as_many() -> 
         assert queue.push("flood", 1, f"flood-{number}", frozenset({"up"}), 1)
     made_room = []
     for number in range(4):
-        if not queue.push("quiet", 1, f"quiet-{number}", frozenset({"up"}), 1):
-            crowder = queue.crowder("quiet")
-            if crowder is None:
-                break
+        if (crowders := queue.crowders("quiet", 1)) is None:
+            break
+        for crowder in crowders:
             made_room.append(crowder)
             assert queue.remove(crowder)
-            assert queue.push("quiet", 1, f"quiet-{number}", frozenset({"up"}), 1)
+        assert queue.push("quiet", 1, f"quiet-{number}", frozenset({"up"}), 1)
     assert made_room == ["flood-5", "flood-4", "flood-3"]
-    assert queue.crowder("flood") is None
-    assert FairQueue[str](max_waiting=0, max_bytes=0).crowder("any") is None
+    assert queue.crowders("flood", 1) is None
+    assert FairQueue[str](max_waiting=0, max_bytes=0).crowders("any", 0) is None
+
+
+def test_nobody_makes_room_that_would_not_be_enough() -> None:
+    queue: FairQueue[str] = FairQueue(max_waiting=100, max_bytes=100)
+    for number in range(10):
+        assert queue.push("flood", 1, f"flood-{number}", frozenset({"up"}), 10)
+    assert queue.crowders("quiet", 95) is None
+    assert queue.crowders("quiet", 25) == ["flood-9", "flood-8", "flood-7"]
+    assert queue.crowders("quiet", 90) == [f"flood-{number}" for number in range(9, 0, -1)]

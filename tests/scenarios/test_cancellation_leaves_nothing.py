@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 
 from proxy.config.upstreams import UpstreamTlsConfig
+from tests.fakes.cancelled import CancelledAt
 from tests.fakes.raw_client import RawClient
 from tests.fakes.raw_upstream import RawPeer, RawUpstream
 from tests.fakes.running import Running, running, upstream_config
 from tests.fakes.waiting import until
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Coroutine, Generator
+    from collections.abc import AsyncIterator, Callable, Coroutine
 
     from proxy.core.errors import ProxyError
     from proxy.phases.exchange import Exchange
@@ -39,35 +40,6 @@ ERROR: Final = b'{"error":{"message":"slow down","type":"requests","param":null,
 
 def chunk(data: bytes) -> bytes:
     return b"%x\r\n%b\r\n" % (len(data), data)
-
-
-class CancelledAt:
-    """Awaits `work`, and cancels the task that does so just as it suspends for the `which`-th time."""
-
-    def __init__(self, work: Coroutine[Any, Any, None], which: int) -> None:
-        self.suspensions = 0
-        self._work = work
-        self._which = which
-
-    def __await__(self) -> Generator[Any, Any, None]:
-        step: Callable[[], Any] = lambda: self._work.send(None)  # noqa: E731 - it changes as the work goes on
-        while True:
-            try:
-                awaited = step()
-            except StopIteration:
-                return
-            self.suspensions += 1
-            if self.suspensions == self._which:
-                task = asyncio.current_task()
-                assert task is not None
-                task.cancel()
-            try:
-                yield awaited
-            except BaseException as error:  # noqa: BLE001 - the cancellation, on its way into the work
-                thrown = error
-                step = lambda: self._work.throw(thrown)  # noqa: B023, E731 - used at once
-            else:
-                step = lambda: self._work.send(None)  # noqa: E731
 
 
 @dataclass

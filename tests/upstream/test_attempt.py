@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -283,3 +284,19 @@ async def test_a_whole_response_can_be_read_after_its_connection_went_back(
     stream.fail(ProxyError(UPSTREAM_TIMEOUT, "too late to matter to the next exchange"))
     assert (pool.idle, pool.open) == (1, 1)
     assert await stream.read() == b"hello"
+
+
+async def test_a_head_that_came_in_time_counts_however_late_the_loop_is(
+    pool: UpstreamPool, upstream: RawUpstream, tasks: BackgroundTasks
+) -> None:
+    """The loop was busy when it came: the timer fires in the same turn in which the head is read."""
+    attempting = start(pool, tasks, GET, first_byte_s=0.2)
+    peer = await upstream.accept()
+    await peer.request()
+    peer.sock.send(OK + b"Content-Length: 10\r\n\r\nhello")
+    time.sleep(0.4)
+    stream = await attempting
+    assert await stream.read() == b"hello"
+    await peer.send(b"world")
+    assert await stream.read() == b"world"
+    stream.close()
