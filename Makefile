@@ -39,7 +39,7 @@ clean:
 
 .venv/development.stamp: .venv/runtime.stamp
 	$(PIP) 'pip>=25.1'
-	$(PIP) --constraint constraints.txt --editable '.[postgres,tokenizers]' --group dev
+	$(PIP) --constraint constraints.txt --editable '.[postgres,tokenizers,otel]' --group dev
 	@touch $@
 
 # an SDK of the generation before last, which many applications still use: it and the newest exclude each other

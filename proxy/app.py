@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 # at a stop: for the usage of streams whose client has just left, then for the rows that wait
 _SETTLING_S: Final = 3.0
 _WRITING_S: Final = 5.0
+_TRACING_S: Final = 2.0
 
 
 class App:
@@ -67,7 +68,7 @@ class App:
         )
         self.tasks = self._standing.tasks
         self._generation = Generation(config, self._standing, None)
-        self.api = OpenAIApi(self._generation.serving, self._standing.via_name)
+        self.api = OpenAIApi(self._generation.serving, self._standing.via_name, opened.tracing)
         self.ops = OpsApi(metrics, self.problems)
 
     @property
@@ -146,6 +147,9 @@ class App:
         unwritten = await self.ledger.close(_WRITING_S)
         if unwritten:
             self.log.error("rows of the ledger are lost", count=unwritten)
+        tracing = self._opened.tracing
+        if tracing is not None and (left := await asyncio.to_thread(tracing.close, _TRACING_S)):
+            self.log.warning("spans are lost", count=left)
         self._standing.estimating.shutdown(wait=False, cancel_futures=True)
         self._opened.recalls.stop()
         self._beside.close()
@@ -172,7 +176,7 @@ class App:
 
 async def open_app(config: Config, metrics: Metrics, log: structlog.typing.FilteringBoundLogger) -> App:
     """A started App. Raises `LedgerProblem` when the ledger cannot be opened, naming why."""
-    app = App(config, metrics, log, await asyncio.to_thread(open_all, config, metrics))
+    app = App(config, metrics, log, await asyncio.to_thread(open_all, config, metrics, log))
     try:
         await app.start()
     except SQLAlchemyError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 import secrets
 import socket
 import time
@@ -12,8 +13,10 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from sqlalchemy.exc import SQLAlchemyError
 
+from proxy import __version__
 from proxy.building import encodings_of
 from proxy.config.values import is_in_memory
+from proxy.phases.tracing import Tracing
 from proxy.stores.base import LedgerProblem
 from proxy.stores.database import migrate, open_database, reason_of
 from proxy.stores.ledger import DatabaseLedger
@@ -26,6 +29,7 @@ from proxy.tokenizers import load
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    import structlog
     from sqlalchemy import Engine
 
     from proxy.config.settings import Config
@@ -49,6 +53,7 @@ class Opened(NamedTuple):
     recalls: Recalls
     store: MemoryQuotaStore | RedisQuotaStore
     shared: RedisQuotaStore | None
+    tracing: Tracing | None
 
 
 class Recalls:
@@ -79,7 +84,7 @@ class Recalls:
         self._executor.shutdown(wait=False, cancel_futures=True)
 
 
-def open_all(config: Config, metrics: Metrics) -> Opened:
+def open_all(config: Config, metrics: Metrics, log: structlog.typing.FilteringBoundLogger) -> Opened:
     """Open everything. Blocks. Raises `LedgerProblem` when the ledger cannot be opened, naming why."""
     engine = open_database(transient_ledger() if is_in_memory(config.ledger.url) else config.ledger.url.reveal())
     try:
@@ -89,10 +94,38 @@ def open_all(config: Config, metrics: Metrics) -> Opened:
         raise LedgerProblem(f"the ledger {config.ledger.url} cannot be opened: {reason}") from error
     recalls = Recalls(engine)
     counter = load(encodings_of(config))
+    tracing = _tracing(config, metrics, log)
     if config.store.url.reveal() == _IN_MEMORY:
-        return Opened(engine, counter, recalls, MemoryQuotaStore(_steady_clock_ms(), recalls), None)
+        return Opened(engine, counter, recalls, MemoryQuotaStore(_steady_clock_ms(), recalls), None, tracing)
     shared = _redis(config, metrics, recalls)
-    return Opened(engine, counter, recalls, shared, shared)
+    return Opened(engine, counter, recalls, shared, shared, tracing)
+
+
+def _tracing(config: Config, metrics: Metrics, log: structlog.typing.FilteringBoundLogger) -> Tracing | None:
+    """What makes traces, if there is a collector. Starts a thread."""
+    settings = config.tracing
+    if settings.endpoint is None:
+        return None
+    from proxy.telemetry.tracing import OtlpSender  # noqa: PLC0415 - an extra
+
+    sender = OtlpSender(
+        settings.endpoint,
+        {name: value.reveal() for name, value in settings.headers.items()},
+        {
+            "service.name": settings.service_name,
+            "service.version": __version__,
+            "service.instance.id": _process_name(),
+        },
+        log=log,
+        lost=metrics.spans_lost,
+    )
+    return Tracing(
+        sender,
+        sample=settings.sample,
+        scheme="http" if config.server.tls.certificate is None else "https",
+        draw_bits=random.getrandbits,
+        unix_ns=time.time_ns,
+    )
 
 
 def _redis(config: Config, metrics: Metrics, recalls: Recall) -> RedisQuotaStore:
@@ -112,13 +145,18 @@ def ledger_of(config: Config, engine: Engine, metrics: Metrics) -> DatabaseLedge
     """The record of exchanges in the database, under a name that no other process has."""
     ledger = DatabaseLedger(
         engine,
-        f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}",
+        _process_name(),
         clock_ms=lambda: int(time.time() * 1000),  # noqa: TID251 - the clock that is passed in
         on_commit=metrics.committed,
         keep_ms=None if config.ledger.keep is None else int(config.ledger.keep * 1000),
     )
     metrics.watch_ledger(lambda: ledger.waiting)
     return ledger
+
+
+def _process_name() -> str:
+    """A name that no other process has, nor a later one of the same number."""
+    return f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
 
 
 def _steady_clock_ms() -> Callable[[], int]:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from proxy.config.problems import Path
     from proxy.config.settings import Config
 
-# what was made when the process began: sockets, the database, the store, the log
+# what was made when the process began: sockets, the database, the store, the log, the way to the collector
 _FIXED: Final = (
     ("server", "host"),
     ("server", "port"),
@@ -24,6 +24,7 @@ _FIXED: Final = (
     ("store",),
     ("ledger",),
     ("log",),
+    ("tracing",),
 )
 
 

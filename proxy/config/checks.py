@@ -7,6 +7,7 @@ import re
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
+from proxy.config.extras import can_trace
 from proxy.config.problems import dotted
 from proxy.config.read import nearest
 from proxy.config.values import is_in_memory
@@ -15,7 +16,7 @@ from proxy.core.limits import parse_limit
 from proxy.core.quota import Calendar, Kind
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
     from urllib.parse import SplitResult
 
     from proxy.config.problems import Findings, Path
@@ -27,8 +28,10 @@ if TYPE_CHECKING:
         ModelLimitsConfig,
         PlanConfig,
         ServerConfig,
+        TracingConfig,
     )
     from proxy.config.upstreams import UpstreamConfig
+    from proxy.config.values import Secret
 
 _STORES: Final = ("memory", "redis", "rediss", "redis+sentinel", "redis+cluster", "redis+unix", "unix")
 _LEDGERS: Final = ("sqlite", "postgresql")
@@ -62,6 +65,7 @@ def check(config: Config, findings: Findings) -> None:
         _check_key(key, ("keys", index), config, findings)
     _check_distinct(config.keys, findings)
     _check_memory(config, findings)
+    _check_tracing(config.tracing, findings)
     for section, shorter, longer in (("retries", "backoff", "max_backoff"), ("breaker", "cooldown", "max_cooldown")):
         values = getattr(config, section)
         fits = getattr(values, shorter) <= getattr(values, longer) or findings.spoiled((section, shorter))
@@ -140,22 +144,33 @@ def _split(url: str) -> SplitResult | None:
 
 
 def _check_upstream(upstream: UpstreamConfig, path: Path, findings: Findings) -> None:
-    # no message quotes the URL: whoever puts a credential there should not find it in a log
-    at = (*path, "base_url")
-    parts = _split(upstream.base_url)
-    findings.expect(parts and parts.scheme in ("http", "https"), at, "must be an http:// or https:// URL with a host")
-    if parts is not None and "@" in parts.netloc:
-        findings.refuse(at, "must not hold credentials: use api_keys or headers")
-    findings.expect("?" not in upstream.base_url, at, "must not have a query: use the setting query")
-    findings.expect("#" not in upstream.base_url, at, "must not have a fragment")
+    _check_url(upstream.base_url, (*path, "base_url"), findings, "api_keys or headers", "the setting query")
     _check_credentials(upstream, path, findings)
-    _check_headers(upstream, (*path, "headers"), findings)
+    _check_headers(upstream.headers, (*path, "headers"), findings)
     tls = upstream.tls
     _check_pair(findings, (*path, "tls"), client_certificate=tls.client_certificate, client_key=tls.client_key)
     if upstream.proxy is not None:
         proxy = _split(upstream.proxy.reveal())
         valid = proxy and proxy.scheme == "http" and proxy.path in ("", "/") and not proxy.query and not proxy.fragment
         findings.expect(valid, (*path, "proxy"), "must be http://HOST:PORT, with USER:PASSWORD@ before it if need be")
+
+
+def _check_url(url: str, at: Path, findings: Findings, for_credentials: str, for_query: str) -> None:
+    # no message quotes the URL: whoever puts a credential there should not find it in a log
+    parts = _split(url)
+    findings.expect(parts and parts.scheme in ("http", "https"), at, "must be an http:// or https:// URL with a host")
+    if parts is not None and "@" in parts.netloc:
+        findings.refuse(at, f"must not hold credentials: use {for_credentials}")
+    findings.expect("?" not in url, at, f"must not have a query: use {for_query}")
+    findings.expect("#" not in url, at, "must not have a fragment")
+
+
+def _check_tracing(tracing: TracingConfig, findings: Findings) -> None:
+    at = ("tracing", "endpoint")
+    _check_headers(tracing.headers, ("tracing", "headers"), findings)
+    if tracing.endpoint is not None:
+        _check_url(tracing.endpoint, at, findings, "headers", "headers")
+        findings.expect(can_trace(), at, "needs OpenTelemetry, which is missing: install the extra `otel`")
 
 
 def _check_credentials(upstream: UpstreamConfig, path: Path, findings: Findings) -> None:
@@ -176,9 +191,9 @@ def _check_sendable(secret: str, path: Path, findings: Findings) -> None:
     findings.expect(_SENDABLE.fullmatch(secret), path, "must be printable ASCII without spaces")
 
 
-def _check_headers(upstream: UpstreamConfig, path: Path, findings: Findings) -> None:
+def _check_headers(headers: Mapping[str, Secret], path: Path, findings: Findings) -> None:
     seen: set[str] = set()
-    for name, value in upstream.headers.items():
+    for name, value in headers.items():
         at = (*path, name)
         findings.expect(_FIELD_NAME.fullmatch(name), at, "is no name of a header")
         findings.expect(name.lower() not in _OWN_FIELDS, at, "is a header that Sluice writes itself")

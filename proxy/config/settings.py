@@ -221,6 +221,19 @@ class LogConfig(Section, frozen=True):
     )
 
 
+class TracingConfig(Section, frozen=True):
+    """Traces for OpenTelemetry, with the extra `otel`. A client's own `traceparent` is followed."""
+
+    endpoint: Annotated[
+        str | None, Meta(description="an OTLP/HTTP collector, such as http://localhost:4318; null: no traces")
+    ] = None
+    sample: Annotated[Ratio, Meta(description="share that is recorded of the traces that begin here")] = 1.0
+    service_name: Annotated[Name, Meta(description="what traces call this service")] = "sluice"
+    headers: Annotated[dict[str, Secret], Meta(description="headers of every export, such as credentials")] = field(
+        default_factory=dict
+    )
+
+
 class Config(Section, frozen=True):
     """The whole configuration of Sluice."""
 
@@ -241,6 +254,7 @@ class Config(Section, frozen=True):
     breaker: Annotated[BreakerConfig, Meta(description="upstreams that fail")] = field(default_factory=BreakerConfig)
     shutdown: Annotated[ShutdownConfig, Meta(description="stopping")] = field(default_factory=ShutdownConfig)
     log: Annotated[LogConfig, Meta(description="logging")] = field(default_factory=LogConfig)
+    tracing: Annotated[TracingConfig, Meta(description="traces")] = field(default_factory=TracingConfig)
 
 
 class LoadedConfig(Config, frozen=True):

@@ -209,7 +209,7 @@ class Attempts:
             place.was_asked = True
             course.account.sent()
 
-        return await forward(
+        answering = forward(
             course.exchange,
             course.admission,
             sending,
@@ -218,6 +218,7 @@ class Attempts:
             on_sent=sent,
             began_s=course.began_s,
         )
+        return await (answering if sending.hop is None else sending.hop.watch(answering))
 
     def _retry_after_s(self, answer: Answer) -> float | None:
         wishes = answer.stream.head.headers

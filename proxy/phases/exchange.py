@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from proxy.core.ending import StreamShape
     from proxy.core.headers import RawHeaders
+    from proxy.phases.tracing import Trace
 
 
 class Treatment(enum.Enum):
@@ -161,3 +162,4 @@ class Exchange:
     body: RequestBody
     downstream: Downstream
     timeline: Timeline = field(default_factory=Timeline)
+    trace: Trace | None = None

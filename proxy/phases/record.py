@@ -88,6 +88,8 @@ def record(
     duration_s = time.perf_counter() - exchange.timeline.arrived_s
     _count(exchange, findings, metrics, duration_s)
     _log(exchange, findings, log, duration_s)
+    if exchange.trace is not None:
+        exchange.trace.end(exchange, findings)
 
 
 def _count(exchange: Exchange, findings: Findings, metrics: Metrics, duration_s: float) -> None:
@@ -106,6 +108,7 @@ def _count(exchange: Exchange, findings: Findings, metrics: Metrics, duration_s:
         duration_s=duration_s,
         time_to_first_byte_s=since_arrival(exchange, first_byte_s),
         overhead_s=exchange.timeline.overhead_s,
+        trace_id=exchange.trace.id if exchange.trace is not None and exchange.trace.context.is_sampled else None,
     )
     if findings.gaps.total_s and findings.target is not None:
         metrics.inter_events.add(findings.target.label, findings.upstream or "", findings.gaps)
@@ -205,6 +208,8 @@ def _log(exchange: Exchange, findings: Findings, log: structlog.typing.Filtering
             fields["error"] = error.message
             if error.__cause__ is not None:
                 fields["cause"] = _cause(error.__cause__)
+    if exchange.trace is not None:
+        fields["trace_id"] = exchange.trace.id
     if findings.fault is not None:
         fields["fault"] = findings.fault
     is_failure = error is not None and error.kind.blame is not errors.Blame.DOWNSTREAM

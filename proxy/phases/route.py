@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from proxy.core.patterns import PatternTable
     from proxy.phases.admit import Admission
     from proxy.phases.exchange import Exchange
+    from proxy.phases.tracing import Hop
     from proxy.phases.upstreams import Upstream
 
 # what a configuration says of a model that it does not name
@@ -127,6 +128,7 @@ class Sending:
     api_key: int
     request: UpstreamRequest = field(repr=False)
     asks_usage: bool
+    hop: Hop | None = None  # its part of the trace
 
     @property
     def upstream(self) -> Upstream:
@@ -155,14 +157,15 @@ def write(
     received = _received(exchange, admission, upstream)
     metered = exchange.endpoint.treatment is Treatment.METERED
     path = "/" + exchange.endpoint.name if metered else exchange.path
+    hop = None if exchange.trace is None else exchange.trace.ask(upstream, served)
     request = UpstreamRequest(
         exchange.method.encode("ascii"),
         upstream.target(path, exchange.query),
-        upstream.request_headers(received, via, api_key),
+        upstream.request_headers(received, via, api_key, None if hop is None else hop.headers()),
         body,
         length,
     )
-    return Sending(route, served, api_key, request, asks_usage)
+    return Sending(route, served, api_key, request, asks_usage, hop)
 
 
 def _received(exchange: Exchange, admission: Admission, upstream: Upstream) -> RawHeaders:

@@ -8,6 +8,7 @@ from urllib.parse import parse_qsl, quote, urlencode
 
 from proxy.core import headers
 from proxy.core.circuit import State
+from proxy.core.tracing import CONTEXT_HEADERS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -129,13 +130,19 @@ class Upstream:
             self._refusing.clear()
         self._refusing.add(model)
 
-    def request_headers(self, received: RawHeaders, via: bytes, api_key: int) -> RawHeaders:
+    def request_headers(
+        self, received: RawHeaders, via: bytes, api_key: int, trace: RawHeaders | None = None
+    ) -> RawHeaders:
         """What goes upstream: what crosses, then ours; configured headers replace any of the same name.
 
-        `api_key` is the place of the key to use; it does not matter where the upstream wants none.
+        `api_key` is the place of the key to use; it does not matter where the upstream wants none. `trace` goes in
+        place of the client's trace context; None: that crosses.
         """
         crossing = headers.to_upstream(received, forward_credentials=self.auth == "passthrough")
         ours = [(b"Accept-Encoding", b"identity"), (b"Via", via), *self._credential(api_key)]
+        if trace is not None:
+            crossing = [pair for pair in crossing if pair[0].lower() not in CONTEXT_HEADERS]
+            ours += trace
         if self._overridden:
             crossing = [pair for pair in crossing if pair[0].lower() not in self._overridden]
             ours = [pair for pair in ours if pair[0].lower() not in self._overridden]

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from proxy.core.addresses import TrustedProxies
     from proxy.phases.exchange import Endpoint
     from proxy.phases.pipeline import Pipeline
+    from proxy.phases.tracing import Tracing
     from proxy.server.cors import Cors
 
 
@@ -34,10 +35,11 @@ class Serving:
 class OpenAIApi:
     """The handler of the API's listener. `serving` may be replaced at any time."""
 
-    def __init__(self, serving: Serving, via_name: bytes) -> None:
+    def __init__(self, serving: Serving, via_name: bytes, tracing: Tracing | None = None) -> None:
         self.is_draining = False
         self.serving = serving
         self._via_name = via_name
+        self._tracing = tracing
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Serve one request. Raises `ConnectionError` when the connection was cut, so that aiohttp adds nothing."""
@@ -82,6 +84,7 @@ class OpenAIApi:
             client=serving.trusted_proxies.client(request.remote or "", headers),
             body=RequestBody(request, serving.request_read_timeout_s),
             downstream=downstream,
+            trace=None if self._tracing is None else self._tracing.begin(headers),
         )
         return exchange, refusal
 

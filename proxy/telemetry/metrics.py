@@ -76,6 +76,8 @@ class Metrics:
         self._define_accounting()
         lag = "How late a timer of the event loop fired."
         self._lag = Histogram("sluice_event_loop_lag_seconds", lag, registry=registry, buckets=_LAG_BUCKETS_S)
+        lost = "Spans of traces that no collector took."
+        self.spans_lost = Counter("sluice_spans_lost_total", lost, registry=registry).inc
         build = Gauge("sluice_build_info", "Always 1; the labels tell.", ("version", "python"), registry=registry)
         build.labels(__version__, platform.python_version()).set(1)
 
@@ -159,17 +161,20 @@ class Metrics:
         duration_s: float,
         time_to_first_byte_s: float | None,
         overhead_s: float | None,
+        trace_id: str | None = None,
     ) -> None:
         """Count an exchange that is over, however it ended.
 
         `key` is the key's id and `model` the configured name or pattern that matched, empty where the exchange did not
-        come so far. Times that never happened (no byte went downstream, nothing went upstream) are None.
+        come so far. Times that never happened (no byte went downstream, nothing went upstream) are None. `trace_id` is
+        of a trace that is recorded, and goes with the times as their exemplar.
         """
         self._requests(key, model, endpoint, outcome, str(status)).inc()
         streamed_label = "true" if streamed else "false"
-        self._duration(model, upstream, streamed_label).observe(duration_s)
+        exemplar = None if trace_id is None else {"trace_id": trace_id}
+        self._duration(model, upstream, streamed_label).observe(duration_s, exemplar)
         if time_to_first_byte_s is not None:
-            self._first_byte(model, upstream, streamed_label).observe(time_to_first_byte_s)
+            self._first_byte(model, upstream, streamed_label).observe(time_to_first_byte_s, exemplar)
         if overhead_s is not None:
             self._overhead(endpoint).observe(overhead_s)
 

@@ -46,6 +46,7 @@ PROMISED = {
     "sluice_store_errors_total": {"operation"},
     "sluice_event_loop_lag_seconds": set[str](),
     "sluice_log_dropped_total": set[str](),
+    "sluice_spans_lost_total": set[str](),
     "sluice_build_info": {"version", "python"},
 }
 
