@@ -26,7 +26,7 @@ class StreamShape(enum.Enum):
 # the name would end in `\"`, and it ends in `"` here. The name of a member is followed by a colon, a value never is.
 # An empty finish_reason is what some servers send for null.
 _FINISH_REASON: Final = re.compile(rb'"finish_reason"\s*:\s*"[^"]')
-_TERMINAL: Final = re.compile(rb'"type"\s*:\s*"response\.(?:completed|incomplete|failed|cancelled)"')
+_TERMINAL: Final = re.compile(rb'"type"\s*:\s*"response\.(completed|incomplete|failed|cancelled)"')
 _ERROR_MEMBER: Final = re.compile(rb'"error"\s*+(?!:\s*+null)')
 _ERROR_OBJECT: Final = re.compile(rb'"object"\s*+:\s*+"error"')
 _HIDDEN_ERROR: Final = re.compile(rb'(?:\A|[\r\n])(?:(error:)|data:\s*\[|data:[^\r\n]*"object"\s*+:\s*+"error")')
@@ -48,7 +48,7 @@ class EndingWatch:
     its blank line, so what it says was not said.
 
     `finish_seen`: a choice's finish_reason, or a terminal event of a response, was seen.
-    `error_seen`: the upstream sent an error as an event: an honest ending.
+    `error_seen`: the upstream sent an error as an event, or a response that failed: an honest ending.
     `hidden_error_seen`: the upstream told of an error in a form that every SDK ignores, so that it reports success
     (protocol.md section 5): an SSE field line `error: {…}` (older llama.cpp), an array of errors (Gemini), or an
     event with `"object":"error"` and no member `error` (Mistral).
@@ -96,8 +96,9 @@ class EndingWatch:
             at = text.rfind(_SEQUENCE_NUMBER)
             if at >= 0:
                 self._numbered = text[at : at + _SEAM_BYTES]
-            if not self.finish_seen and _TERMINAL.search(text):
+            if not self.finish_seen and (found := _TERMINAL.search(text)):
                 self.finish_seen = True
+                self.error_seen = self.error_seen or found[1] == b"failed"
         if b"error" in text:
             self._look_for_error(text, inside=inside)
 

@@ -7,7 +7,6 @@ time, and of a multipart upload as much as it takes to find its `model`. Other b
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import functools
 import re
 import zlib
@@ -68,7 +67,7 @@ class Admission:
 
     def without_body(self) -> Admission:
         """The same once the request is answered: a long stream would hold its body for as long as it lasts."""
-        return dataclasses.replace(self, body=b"", rest=None, usage_edit=None)
+        return Admission(self.principal, self.model, self.streamed, b"")
 
 
 async def admit(exchange: Exchange, principal: Principal, max_request_bytes: int) -> Admission:

@@ -64,7 +64,6 @@ class Course(NamedTuple):
     admission: Admission
     account: Account
     ask: Ask
-    patience: Patience
     began_s: float  # on the event loop's clock
 
 
@@ -121,7 +120,6 @@ class Attempts:
             admission,
             account,
             ask,
-            Patience.of(exchange.headers, exchange.timeline.arrived_s),
             asyncio.get_running_loop().time(),
         )
         while True:
@@ -186,8 +184,9 @@ class Attempts:
                 answer = await self._forward(course, sending, place)
                 if answer.kind is not AnswerKind.ERROR:  # else it was about something else, and quoted the request
                     place.upstream.refused_usage(sending.served)
-            answer = dataclasses.replace(answer, place=place)
-            place.answered(answer.stream.head.status, self._retry_after_s(answer))
+            answer.place = place
+            status = answer.stream.head.status
+            place.answered(status, self._retry_after_s(answer) if status >= 400 else None)
             result = f"{answer.stream.head.status // 100}xx"
         except errors.ProxyError as failure:
             if failure.kind.blame is not errors.Blame.UPSTREAM:
@@ -234,7 +233,8 @@ class Attempts:
             head = outcome.answer.stream.head
             wish = _WISHES.get(header(head.headers, b"x-should-retry") or b"")
             happened = Happened(None, head.status, self._retry_after_s(outcome.answer), wish)
-        place = outcome.place
+        place, exchange = outcome.place, course.exchange
+        patience = Patience.of(exchange.headers, exchange.timeline.arrived_s)
         sent = Sent.ALL
         if outcome.error is not None and outcome.error.kind.repeat is errors.Repeat.NOTHING_SENT:
             sent = Sent.NOTHING
@@ -248,7 +248,7 @@ class Attempts:
             policy=self._policy,
             elsewhere=self._balancer.can_go_elsewhere(ask),
             other_key=place.upstream.health.credentials.others(place.api_key, self._clock()),
-            patience_s=course.patience.left_s(time.perf_counter()),
+            patience_s=patience.left_s(time.perf_counter()),
             jitter=self._draw(),
             may_spend=self._balancer.can_go_anywhere(ask),
         )

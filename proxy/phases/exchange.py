@@ -120,7 +120,13 @@ class Downstream(Protocol):
         """Body bytes written so far."""
 
     async def start(self, status: int, headers: RawHeaders, content_length: int | None) -> None:
-        """Send the head. Without a length the body is chunked (until EOF for an HTTP/1.0 client)."""
+        """Pass the commit point; the head goes out with the first bytes, or by `send_head`.
+
+        Without a length the body is chunked (until EOF for an HTTP/1.0 client).
+        """
+
+    def send_head(self) -> None:
+        """Send the head now, if it is not out."""
 
     async def write(self, data: bytes) -> None:
         """Write `data` in one piece, then wait while the client's buffer is above its high-water mark.

@@ -42,7 +42,7 @@ class AnswerKind(enum.Enum):
     ERROR = "error"  # an error status: whole, with the upstream's credentials taken out
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Answer:
     """An upstream's answer whose head is in order; it holds its `place` there."""
 

@@ -213,7 +213,7 @@ class Pipeline:
         enter = functools.partial(self._enter, exchange)
         sending, answer = await self._attempts.answer(exchange, admission, target, account, enter)
         self._accounting.answered_by(account, admission, sending)
-        findings.answer, findings.sending = answer, sending.without_body()
+        findings.answer, findings.hop = answer, sending.hop
         findings.admission = admission.without_body()
         reader = reader_for(exchange, answer)
         observer = findings.observer = Observer(reader, self._accounting.counting, account.encoding)

@@ -22,8 +22,9 @@ if TYPE_CHECKING:
     from proxy.phases.forward import Answer
     from proxy.phases.observe import Observer
     from proxy.phases.relay import Relayed
-    from proxy.phases.route import Sending, Target
+    from proxy.phases.route import Target
     from proxy.phases.settle import Settlement
+    from proxy.phases.tracing import Hop
     from proxy.telemetry.metrics import Metrics
 
 
@@ -34,7 +35,7 @@ class Findings:
     principal: Principal | None = None
     admission: Admission | None = None
     target: Target | None = None
-    sending: Sending | None = None
+    hop: Hop | None = None  # of the trace: the try that answered
     account: Account | None = None
     answer: Answer | None = None
     observer: Observer | None = None

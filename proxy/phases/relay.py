@@ -119,9 +119,14 @@ async def _start(
 async def _relay_opaque(exchange: Exchange, answer: Answer, observer: Observer) -> Relayed:
     downstream = exchange.downstream
     try:
-        while data := await answer.watchdog.read():
+        data = answer.watchdog.read_nowait()
+        if not data:
+            downstream.send_head()
+            data = await answer.watchdog.read()
+        while data:
             observer.saw(data)
             await downstream.write(data)
+            data = await answer.watchdog.read()
     except errors.ProxyError as error:
         downstream.cut()
         return Relayed(failure=error)
@@ -188,7 +193,10 @@ class _EventRelay:
         saw, observe, hide = self._ending.saw, self._observer.saw, self._along.hide
         allowance = self._along.allowance
         paused, clock = self._along.gaps.saw, time.perf_counter
-        block = self._answer.first or await read()
+        block = self._answer.first or self._watchdog.read_nowait()
+        if not block:
+            self._downstream.send_head()
+            block = await read()
         while block:
             block = feed(block)
             if block:
@@ -206,6 +214,8 @@ class _EventRelay:
                     self._watchdog.hurry(_AFTER_DONE_S)
                 elif allowance is not None and self._observer.output_tokens() > allowance.tokens:
                     await allowance.ask_for_more()
+            else:
+                self._downstream.send_head()  # half an event came: it does not wait for the other half
             block = await read()
         await self._finish_events()
 

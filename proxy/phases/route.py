@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
@@ -139,10 +138,6 @@ class Sending:
     def is_spent(self) -> bool:
         """It cannot be sent again: part of its body was streamed and is gone."""
         return isinstance(self.request.body, Upload) and self.request.body.is_spent
-
-    def without_body(self) -> Sending:
-        """The same once the request is answered (`Admission.without_body`)."""
-        return dataclasses.replace(self, request=dataclasses.replace(self.request, body=b""))
 
 
 def write(

@@ -73,7 +73,7 @@ def _hop_span(trace: Trace, exchange: Exchange, findings: Findings, hop: Hop, en
     attributes = _asked(exchange, findings, hop, trace.hops.index(hop))
     is_error = hop.is_error or (hop.status or 0) >= 400
     end_ns = head_ns = end.unix_ns if hop.ended_s is None else end.unix_ns_of(hop.ended_s)
-    if findings.sending is not None and hop is findings.sending.hop:
+    if hop is findings.hop:
         attributes |= _relayed(findings, hop)
         is_error = is_error or _has_broken(findings)
         end_ns = end.unix_ns

@@ -111,6 +111,10 @@ class Watchdog:
         self._timer: asyncio.TimerHandle | None = None
         self._look()
 
+    def read_nowait(self) -> bytes:
+        """The body bytes that are there, b"" if none are."""
+        return self._stream.read_nowait()
+
     async def read(self) -> bytes:
         """The next body bytes, b"" at the clean end; the time spent here is the upstream's silence."""
         data = self._stream.read_nowait()

@@ -103,8 +103,8 @@ class Downstream:
         return self._pauses, self._paused_s
 
     async def start(self, status: int, headers: RawHeaders, content_length: int | None) -> None:
-        """Send the head; without a length the body is chunked."""
-        self.response = web.StreamResponse(status=status, headers=_decoded([*headers, *self._extra]))
+        """Make the head, which goes out with the first bytes behind it; without a length the body is chunked."""
+        self.response = _Response(status=status, headers=_decoded([*headers, *self._extra]))
         self.response.headers["Server"] = "sluice"
         if self._is_last() or self._is_out_of_step():
             self.response.force_close()
@@ -133,10 +133,16 @@ class Downstream:
         if self._request.protocol.writing_paused:
             await self._drain(writer)
 
+    def send_head(self) -> None:
+        """Send the head by itself, because nothing is there yet to go out with it; nothing if it is out."""
+        if self._writer is not None:
+            self._writer.send_headers()
+
     def write_now(self, data: bytes) -> None:
         """Write a chunk without waiting, between two events of a silent stream."""
         transport = self._request.transport
         if transport is not None and not transport.is_closing() and self._writer is not None:
+            self._writer.send_headers()
             self._writer.output_size += len(data)
             framed = b"%x\r\n%b\r\n" % (len(data), data) if self._writer.chunked else data
             transport.write(framed)
@@ -167,6 +173,7 @@ class Downstream:
     def cut(self) -> None:
         """End the connection without ending the body; what was written before still goes out, for a while."""
         self.is_cut = True
+        self.send_head()
         transport = self._request.transport
         if transport is not None and self._ends_by_closing:
             _reset(transport)  # a close would look like the body's end
@@ -187,6 +194,12 @@ class Downstream:
             return None
         outstanding = transport.get_write_buffer_size() + _unacknowledged(transport)
         return None if outstanding == 0 else self._writer.output_size - outstanding
+
+
+class _Response(web.StreamResponse):
+    """One whose head waits for the first bytes of its body: two packets and two system calls are one too many."""
+
+    _send_headers_immediately = False
 
 
 def _unacknowledged(transport: asyncio.Transport) -> int:

@@ -23,6 +23,7 @@ from proxy.telemetry.inter_events import InterEvents
 from proxy.telemetry.label_sets import Children
 from proxy.telemetry.loop_lag import EventLoopLag
 from proxy.telemetry.merging import Snapshots
+from proxy.telemetry.plain_gauge import PlainGauge
 from proxy.telemetry.quotas import QuotaMetrics
 from proxy.telemetry.routing import RoutingMetrics
 
@@ -100,10 +101,9 @@ class Metrics:
             ("endpoint",),
             _OVERHEAD_BUCKETS_S,
         )
-        self._in_flight = Children(
-            Gauge("sluice_exchanges_in_flight", "Exchanges under way.", ("phase",), registry=self._registry),
-            _MAX_COUNTER_LABEL_SETS,
-        )
+        self._in_flight = PlainGauge(
+            "sluice_exchanges_in_flight", "Exchanges under way.", "phase", self._registry
+        ).values
         self._aborts = self._counter("sluice_aborts_total", "Exchanges cut before their end.", ("phase", "by"))
         self._auth_failures = self._counter(
             "sluice_auth_failures_total", "Requests without a good key, by how they were answered.", ("result",)
@@ -181,9 +181,9 @@ class Metrics:
     def phase_entered(self, phase: str | None, *, left: str | None = None) -> None:
         """Move an exchange from phase `left` to `phase`; None for one that has just arrived, or has ended."""
         if left is not None:
-            self._in_flight(left).dec()
+            self._in_flight[left] -= 1
         if phase is not None:
-            self._in_flight(phase).inc()
+            self._in_flight[phase] = self._in_flight.get(phase, 0) + 1
 
     def aborted(self, phase: str, by: str) -> None:
         """Count an exchange that was cut in `phase` by: client, idle, write_stall, total or drain."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from prometheus_client import Counter, Gauge, Histogram
+from prometheus_client import Counter, Histogram
 
 from proxy.telemetry.label_sets import Children
+from proxy.telemetry.plain_gauge import PlainGauge
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
@@ -16,6 +17,10 @@ _MAX_LABEL_SETS: Final = 10_000
 # a place comes free within milliseconds, or when a long stream ends; `queue.max_wait` ends it at 30 s by default
 _QUEUE_BUCKETS_S: Final = (0.005, 0.025, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120)
 _POSITION_BUCKETS: Final = (0, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
+
+
+def _gauge(name: str, documentation: str, registry: CollectorRegistry) -> dict[str, float]:
+    return PlainGauge(name, documentation, "upstream", registry).values
 
 
 class RoutingMetrics:
@@ -36,11 +41,10 @@ class RoutingMetrics:
             ),
             _MAX_LABEL_SETS,
         )
-        self._in_flight = self._gauge("sluice_upstream_in_flight", "Exchanges that an upstream serves.", registry)
-        self._circuit = self._gauge(
-            "sluice_upstream_circuit", "An upstream's circuit: 0 closed, 1 half-open, 2 open.", registry
-        )
-        self._waiting = self._gauge("sluice_queue_waiting", "Exchanges that wait for an upstream.", registry)
+        self._in_flight = _gauge("sluice_upstream_in_flight", "Exchanges that an upstream serves.", registry)
+        circuit = "An upstream's circuit: 0 closed, 1 half-open, 2 open."
+        self._circuit = _gauge("sluice_upstream_circuit", circuit, registry)
+        self._waiting = _gauge("sluice_queue_waiting", "Exchanges that wait for an upstream.", registry)
         waits = "How long exchanges waited for an upstream at its limit."
         self._queue_s = Children(
             Histogram("sluice_queue_seconds", waits, name, registry=registry, buckets=_QUEUE_BUCKETS_S),
@@ -52,10 +56,6 @@ class RoutingMetrics:
             _MAX_LABEL_SETS,
         )
 
-    @staticmethod
-    def _gauge(name: str, documentation: str, registry: CollectorRegistry) -> Children[Gauge]:
-        return Children(Gauge(name, documentation, ("upstream",), registry=registry), _MAX_LABEL_SETS)
-
     def attempted(self, upstream: str, result: str) -> None:
         """Count one try at an upstream, by what came of it."""
         self._attempts(upstream, result).inc()
@@ -66,12 +66,12 @@ class RoutingMetrics:
 
     def stands(self, upstream: str, in_flight: int, circuit: int) -> None:
         """Show what an upstream serves, and its circuit's state: 0 closed, 1 half-open, 2 open."""
-        self._in_flight(upstream).set(in_flight)
-        self._circuit(upstream).set(circuit)
+        self._in_flight[upstream] = in_flight
+        self._circuit[upstream] = circuit
 
     def waiting(self, upstream: str, count: int) -> None:
         """Show how many wait for an upstream; one that may go to several waits for each."""
-        self._waiting(upstream).set(count)
+        self._waiting[upstream] = count
 
     def queued(self, upstream: str, position: int) -> None:
         """Note how many were ahead of an exchange that began to wait."""

@@ -35,6 +35,10 @@ class FakeStream:
         self.comment: Callable[[], None] | None = None
         self._reads = iter(reads)
 
+    def read_nowait(self) -> bytes:
+        """All that comes is waited for."""
+        return b""
+
     async def read(self) -> bytes:
         data = next(self._reads, b"")
         self.reads_done += 1
@@ -82,6 +86,9 @@ class FakeDownstream:
 
     async def start(self, status: int, headers: RawHeaders, content_length: int | None) -> None:
         self.status, self.headers, self.content_length = status, headers, content_length
+
+    def send_head(self) -> None:
+        """Nothing is held back here."""
 
     async def write(self, data: bytes) -> None:
         self.writes.append(data)

@@ -179,7 +179,7 @@ async def test_a_list_that_was_good_outlives_a_failure(failure: bytes) -> None:
 
 
 async def test_a_list_that_comes_too_slowly_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(models_phase, "_PATIENCE_S", 0.1)
+    monkeypatch.setattr(models_phase, "_PATIENCE_S", 0.5)
     models = {"gpt-*": ModelConfig(), "mine": ModelConfig()}
     with RawUpstream() as upstream:
         url = f"http://127.0.0.1:{upstream.port}"

@@ -213,11 +213,9 @@ async def test_no_object_shows_a_secret_when_it_is_printed(monkeypatch: pytest.M
     seen: list[object] = []
 
     def keep(exchange: Exchange, findings: Findings, *rest: Any) -> None:
-        seen.extend((exchange, findings, findings.principal, findings.admission, findings.sending, findings.answer))
+        seen.extend((exchange, findings, findings.principal, findings.admission, findings.hop, findings.answer))
         seen.extend((findings.relayed, findings.account, findings.observer, findings.settlement))
         seen.extend((findings.error, exchange.downstream, exchange.body))
-        if findings.sending is not None:
-            seen.extend((findings.sending.request, findings.sending.upstream))
         if findings.answer is not None:
             seen.extend((findings.answer.stream, findings.answer.watchdog))
         record(exchange, findings, *rest)
