@@ -13,9 +13,10 @@ The words used throughout, in code, logs and metrics:
 
 The floors; arrows point one way only, and a contract in CI keeps it so:
 
-    cli -> app -> server -> phases -> {stores | upstream | telemetry} -> core
+    cli -> supervisor -> worker -> app -> server -> phases -> {stores | upstream | telemetry} -> core
 
-`core` is pure: no I/O, no clock, no asyncio. `phases` never import aiohttp. `app` alone names concrete classes.
+`core` is pure: no I/O, no clock, no asyncio. `phases` never import aiohttp. `app` and what it is built from name
+concrete classes, nobody else.
 Read `phases/pipeline.py` first: it is the life of a request.
 """
 

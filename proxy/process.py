@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from prometheus_client import CollectorRegistry
 
+from proxy.config.sharing import share_of
 from proxy.control import Adopt, Begin, Channel, Counted, Done, Drain, Failed, Hurry, Ready, Try, told, unpacked
 from proxy.reloading import ReloadError
 from proxy.sockets import BACKLOG
@@ -98,7 +99,7 @@ async def work(control: int, api: int) -> int:
 
 async def _serve(begin: Begin, channel: Channel, api: socket.socket, ops: socket.socket) -> Counted:
     """Serve until the supervisor, its end, or SIGTERM says otherwise. What was counted by then."""
-    config = unpacked(begin.config)
+    config = share_of(unpacked(begin.config), begin.number)
     tasks = BackgroundTasks()
     with telemetry(config, worker=begin.number) as seen:
         async with serving_worker(config, seen, api=api, ops=ops) as worker:
@@ -106,39 +107,39 @@ async def _serve(begin: Begin, channel: Channel, api: socket.socket, ops: socket
             # there is no reason to hurry
             asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, worker.begin_stop, config.shutdown.notice)
             channel.send(Ready())
-            tasks.keep(_obey(worker, channel), "supervisor")
+            tasks.keep(_obey(worker, channel, begin.number), "supervisor")
             await worker.until_stopped()
             await tasks.close(0.0)
         return Counted(seen.metrics.snapshot())
 
 
-async def _obey(worker: Worker, channel: Channel) -> None:
+async def _obey(worker: Worker, channel: Channel, number: int) -> None:
     """Do what the supervisor says; without one, end, and leave the address to whoever comes next."""
     while (message := await channel.receive()) is not None:
         if isinstance(message, Drain):
             worker.begin_stop(message.notice_s)
         elif isinstance(message, Try):
-            channel.send(await _tried(worker, message))
+            channel.send(await _tried(worker, share_of(unpacked(message.config), number)))
         elif isinstance(message, Adopt):
-            channel.send(await _adopted(worker, message))
+            channel.send(await _adopted(worker, share_of(unpacked(message.config), number)))
         elif isinstance(message, Hurry):
             worker.begin_stop(0.0)
             worker.hurry()
     worker.begin_stop(0.0)
 
 
-async def _tried(worker: Worker, message: Try) -> Done:
+async def _tried(worker: Worker, config: Config) -> Done:
     try:
-        await worker.prepare(unpacked(message.config))
+        await worker.prepare(config)
     except ReloadError as error:
         return Done(str(error))
     return Done(None)
 
 
-async def _adopted(worker: Worker, message: Adopt) -> Done:
+async def _adopted(worker: Worker, config: Config) -> Done:
     """Serve what all workers could serve a moment ago; one that cannot any more must not go on with the old."""
     try:
-        await worker.adopt(unpacked(message.config))
+        await worker.adopt(config)
     except ReloadError as error:
         why, note = error.problems, "the worker ends, and another takes its place"
         worker.log.error("reload failed", why=why, note=note)  # noqa: TRY400 - where it was raised says nothing

@@ -62,9 +62,9 @@ class UpstreamConfig(Section, frozen=True):
     usage: Annotated[
         Literal["inject", "as-asked"], Meta(description="inject: ask for usage in streams, hide it from the client")
     ] = "inject"
-    max_concurrency: Annotated[Count | None, Meta(description="exchanges at once; the rest wait; null: no limit")] = (
-        None
-    )
+    max_concurrency: Annotated[
+        Count | None, Meta(description="exchanges at once, of all workers; the rest wait; null: no limit")
+    ] = None
     probe: Annotated[ProbeConfig | None, Meta(description="ask while its circuit is open; null: clients do")] = None
     timeouts: Annotated[TimeoutsConfig, Meta(description="how long it may take")] = field(
         default_factory=TimeoutsConfig
