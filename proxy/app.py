@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from sqlalchemy.exc import SQLAlchemyError
 
+from proxy.admin.inside import Inside
 from proxy.building import encodings_of, queue_limits_of
 from proxy.generation import Generation, Standing
 from proxy.opening import ledger_of, open_all
@@ -26,9 +27,10 @@ from proxy.tasks import BackgroundTasks
 from proxy.tokenizers import BackgroundCounter, prepare
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     import structlog
+    from sqlalchemy import Engine
 
     from proxy.config.settings import Config
     from proxy.core.quota import Demand, Reservation
@@ -45,10 +47,18 @@ _TRACING_S: Final = 2.0
 
 
 class App:
-    """A proxy put together from `config`, ready to be given listeners; knows when it is ready and when it drains."""
+    """A proxy put together from `config`, ready to be given listeners; knows when it is ready and when it drains.
+
+    The upstreams that are `drained` get no exchange.
+    """
 
     def __init__(
-        self, config: Config, metrics: Metrics, log: structlog.typing.FilteringBoundLogger, opened: Opened
+        self,
+        config: Config,
+        metrics: Metrics,
+        log: structlog.typing.FilteringBoundLogger,
+        opened: Opened,
+        drained: Iterable[str] = (),
     ) -> None:
         self.log = log
         self.is_draining = False
@@ -65,16 +75,24 @@ class App:
             self._quotas,
             Counting(opened.counter, self._beside),
             Balancer(queue_limits_of(config), metrics.routing, time.monotonic, random.random),
+            set(drained),
         )
         self.tasks = self._standing.tasks
         self._generation = Generation(config, self._standing, None)
         self.api = OpenAIApi(self._generation.serving, self._standing.via_name, opened.tracing)
         self.ops = OpsApi(metrics, self.problems)
+        standing = self._standing
+        self.inside = Inside(standing.live, standing.balancer, lambda: self.upstreams, standing.drained)
 
     @property
     def config(self) -> Config:
         """What it serves by now."""
         return self._generation.config
+
+    @property
+    def engine(self) -> Engine:
+        """The ledger's database."""
+        return self._opened.engine
 
     @property
     def live(self) -> LiveExchanges:
@@ -174,9 +192,14 @@ class App:
             self.tasks.start(store.release(reservation), "quota").add_done_callback(lambda _: done())
 
 
-async def open_app(config: Config, metrics: Metrics, log: structlog.typing.FilteringBoundLogger) -> App:
+async def open_app(
+    config: Config,
+    metrics: Metrics,
+    log: structlog.typing.FilteringBoundLogger,
+    drained: Iterable[str] = (),
+) -> App:
     """A started App. Raises `LedgerProblem` when the ledger cannot be opened, naming why."""
-    app = App(config, metrics, log, await asyncio.to_thread(open_all, config, metrics, log))
+    app = App(config, metrics, log, await asyncio.to_thread(open_all, config, metrics, log), drained)
     try:
         await app.start()
     except SQLAlchemyError as error:

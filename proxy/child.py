@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from proxy.telemetry.merging import Family
 
 _ASK_TIMEOUT_S: Final = 5.0
+_INSIDE: Final = aiohttp.ClientTimeout(total=2.0)
 # from the end of its channel, which it closes last, to its end
 _EXIT_S: Final = 10.0
 # reading all keys, and the table of an encoding that was not needed before
@@ -37,6 +38,7 @@ class Child:
         self.process = process
         self.channel = channel
         self.is_ready = False
+        self.drained = frozenset(begin.drained)
         self.failure: str | None = None
         self.last_counts: Sequence[Family] | None = None
         self._over = asyncio.Event()
@@ -129,6 +131,14 @@ class Child:
         except (aiohttp.ClientError, TimeoutError, OSError):
             return [f"worker {self.number} does not answer"]
         return [f"worker {self.number}: {problem}" for problem in found["why"]]
+
+    async def inside(self, question: bytes) -> bytes | None:
+        """What it answers to a question of the admin API, both packed; None if it does not answer in time."""
+        try:
+            async with self._session.post("/inside", data=question, timeout=_INSIDE) as answer:
+                return await answer.read() if answer.status == 200 else None
+        except (aiohttp.ClientError, TimeoutError, OSError):
+            return None
 
     async def counts(self) -> Sequence[Family] | None:
         """What it has counted so far; None if it does not answer."""

@@ -195,13 +195,14 @@ def usage(
     One line per key, or per whatever --by names: --by day --by key. Days and times are UTC; 7d begins at the midnight
     seven days ago. JSON and CSV hold exact numbers.
     """
-    from proxy.commands.usage import period, run
+    from proxy.admin.periods import PeriodError, period
+    from proxy.commands.usage import run
     from proxy.stores.usage import Query
 
     try:
         since_ms, until_ms = period(since, until, time.time_ns() // 1_000_000)
-    except ValueError as error:
-        raise click.UsageError(str(error)) from error
+    except PeriodError as error:
+        raise click.UsageError(f"--{error.end} {error}") from error
     query = Query(tuple(dict.fromkeys(by)), since_ms, until_ms, key_id, model)
     failure = run(load_or_default(config_file).ledger.url, query, style)
     if failure is not None:
@@ -229,7 +230,7 @@ def _banner(served: Served, config_file: Path | None = None) -> None:
     lines = [
         f"Sluice {__version__}",
         f"  API        {served.base_url}",
-        f"  operators  {served.ops_url}  (/metrics /healthz /readyz)",
+        f"  operators  {served.ops_url}  (/metrics /healthz /readyz /admin)",
         *(f"  upstream   {name}  {url}" for name, url in served.upstreams),
         f"  ledger     {served.ledger}  (sluice usage{options}, sluice keys{options})",
     ]

@@ -11,23 +11,25 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from proxy.config.settings import LoadedConfig
+from proxy.config.settings import Config
 from proxy.config.values import Secret
 
 if TYPE_CHECKING:
     import socket
 
-    from proxy.config.settings import Config
-
 _LENGTH_BYTES: Final = 4
 
 
 class Begin(msgspec.Struct, frozen=True, tag=True):
-    """To a worker, first of all: its number, the configuration that was checked, where operators' questions come."""
+    """To a worker, first of all: its number, the configuration that was checked, where operators' questions come.
+
+    The upstreams that are `drained` by an operator get no exchange.
+    """
 
     number: int
     config: bytes
     ops_path: str
+    drained: tuple[str, ...] = ()
 
 
 class Drain(msgspec.Struct, frozen=True, tag=True):
@@ -130,9 +132,9 @@ def packed(config: Config) -> bytes:
     return msgspec.msgpack.encode(config, enc_hook=_reveal)
 
 
-def unpacked(data: bytes) -> LoadedConfig:
+def unpacked(data: bytes) -> Config:
     """The configuration that was packed."""
-    return msgspec.msgpack.decode(data, type=LoadedConfig, dec_hook=_conceal)
+    return msgspec.msgpack.decode(data, type=Config, dec_hook=_conceal)
 
 
 def _reveal(value: Any) -> str:

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
+from proxy.admin.inside import Answers, SetDrained, packed, with_drained
 from proxy.core.restarts import Restarts
 from proxy.telemetry.merging import Merged, Snapshots, unpack
 
 if TYPE_CHECKING:
+    from proxy.admin.inside import Question
     from proxy.child import Child
     from proxy.tasks import BackgroundTasks
     from proxy.telemetry.metrics import Metrics
@@ -30,6 +32,8 @@ class Fleet:
         self.is_draining = False
         self.children: dict[int, Child] = {}
         self.restarts = {number: Restarts() for number in range(1, size + 1)}
+        self.drained: set[str] = set()  # upstreams that get no new exchange
+        self._drain_turn = asyncio.Lock()
         self._metrics = metrics
         self._tasks = tasks
         self._merged = Merged()
@@ -52,6 +56,8 @@ class Fleet:
     def accepts(self, child: Child) -> None:
         """A worker accepts connections: ask it now and then what it has counted."""
         self._tasks.keep(self._follow(child), "metrics")
+        if child.drained != self.drained:  # changed while it started
+            self._tasks.keep(self._catch_up(child), "drained")
 
     def left(self, child: Child) -> None:
         """A worker's process has ended; what it counted stays."""
@@ -64,6 +70,33 @@ class Fleet:
         """A worker ended unasked. How long to wait before another takes its place, in seconds."""
         self._deaths.inc()
         return self.restarts[number].died(now_s, lived_s)
+
+    async def ask(self, question: Question) -> Answers:
+        """Ask all workers that accept connections."""
+        return await self._ask_inside(question, [child for child in self.children.values() if child.is_ready])
+
+    async def drain(self, upstream: str, *, is_drained: bool) -> Answers:
+        """Give an upstream no new exchange, or let it back: in all workers, those that are started later included."""
+        async with self._drain_turn:
+            self.drained = set(with_drained(self.drained, upstream, is_drained=is_drained))
+            return await self.ask(self._which_drained())
+
+    def _which_drained(self) -> SetDrained:
+        return SetDrained(tuple(sorted(self.drained)))
+
+    async def _catch_up(self, child: Child) -> None:
+        async with self._drain_turn:
+            await self._ask_inside(self._which_drained(), [child])
+
+    async def _ask_inside(self, question: Question, children: list[Child]) -> Answers:
+        found = Answers({}, [])
+        data = packed(question)
+        for child, told in zip(children, await asyncio.gather(*(one.inside(data) for one in children)), strict=True):
+            if told is not None:
+                found.by_worker[child.number] = told
+            elif child.is_ready:
+                found.silent.append(child.number)
+        return found
 
     async def problems(self) -> list[str]:
         """What keeps the workers from being ready."""

@@ -53,7 +53,7 @@ _WALL_CLOCK = time.time  # noqa: TID251 - the clock that is passed in
 
 @dataclass
 class Standing:
-    """What outlives every configuration."""
+    """What outlives every configuration. `drained` names upstreams that get no new exchange until they are let back."""
 
     metrics: Metrics
     log: structlog.typing.FilteringBoundLogger
@@ -62,6 +62,7 @@ class Standing:
     quotas: Quotas
     counting: Counting
     balancer: Balancer
+    drained: set[str] = field(default_factory=set)
     tasks: BackgroundTasks = field(default_factory=BackgroundTasks)  # of exchanges
     live: LiveExchanges = field(default_factory=LiveExchanges)
     via_name: bytes = field(default_factory=lambda: b"sluice-" + secrets.token_hex(4).encode())
@@ -146,6 +147,7 @@ class Generation:
         self._chores.keep(self.keys.run(), "keys")
         prober = Prober(standing.balancer, b"1.1 " + standing.via_name, standing.tasks, time.monotonic)
         for upstream in self.upstreams.values():
+            upstream.health.is_drained = upstream.name in standing.drained
             standing.balancer.changed(upstream)
             if upstream.probe is not None:
                 self._chores.keep(prober.keep_probing(upstream, upstream.probe), "probes")
@@ -169,8 +171,6 @@ def _upstreams(config: Config, before: Generation | None) -> dict[str, Upstream]
             found[name] = old
             continue
         found[name] = upstream_of(name, settings, config)
-        if old is not None:
-            found[name].health.is_drained = old.health.is_drained
     return found
 
 

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from prometheus_client import CollectorRegistry
 
+from proxy.config.changes import ReloadError
 from proxy.config.sharing import share_of
 from proxy.control import Adopt, Begin, Channel, Counted, Done, Drain, Failed, Hurry, Ready, Try, told, unpacked
-from proxy.reloading import ReloadError
 from proxy.sockets import BACKLOG
 from proxy.stores.base import LedgerProblem
 from proxy.tasks import BackgroundTasks
@@ -24,7 +24,7 @@ from proxy.telemetry.metrics import Metrics
 from proxy.worker import Worker
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator, Iterable, Iterator
 
     import structlog
 
@@ -56,12 +56,17 @@ def telemetry(config: Config, **fields: object) -> Iterator[Telemetry]:
 
 @contextlib.asynccontextmanager
 async def serving_worker(
-    config: Config, seen: Telemetry, *, api: socket.socket | None = None, ops: socket.socket | None = None
+    config: Config,
+    seen: Telemetry,
+    *,
+    api: socket.socket | None = None,
+    ops: socket.socket | None = None,
+    drained: Iterable[str] = (),
 ) -> AsyncIterator[Worker]:
     """A worker that listens, stopped at the end. Raises what `Worker.start` does."""
     sys.setswitchinterval(_SWITCH_S)
     lag = seen.metrics.event_loop_lag()
-    worker = Worker(config, seen.metrics, seen.log, api=api, ops=ops)
+    worker = Worker(config, seen.metrics, seen.log, api=api, ops=ops, drained=drained)
     try:
         await worker.start()
         lag.start()
@@ -102,7 +107,7 @@ async def _serve(begin: Begin, channel: Channel, api: socket.socket, ops: socket
     config = share_of(unpacked(begin.config), begin.number)
     tasks = BackgroundTasks()
     with telemetry(config, worker=begin.number) as seen:
-        async with serving_worker(config, seen, api=api, ops=ops) as worker:
+        async with serving_worker(config, seen, api=api, ops=ops, drained=begin.drained) as worker:
             # a service manager may send it to every process of the service, the supervisor included: a second one from
             # there is no reason to hurry
             asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, worker.begin_stop, config.shutdown.notice)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from proxy.config.changes import Changes, changes
+from proxy.config.changes import Changes, ReloadError, changes
 from proxy.config.problems import ConfigError
 
 if TYPE_CHECKING:
@@ -18,14 +18,6 @@ if TYPE_CHECKING:
     import structlog
 
     from proxy.config.settings import Config
-
-
-class ReloadError(Exception):
-    """The new configuration cannot be used, and nothing has changed; `problems` say why, each in a line."""
-
-    def __init__(self, problems: list[str]) -> None:
-        super().__init__("; ".join(problems))
-        self.problems = problems
 
 
 class Reloads:

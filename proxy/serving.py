@@ -105,7 +105,7 @@ def _overridden(config: Config, overrides: Mapping[str, object]) -> Config:
 def _reloader(
     proxy: Worker | Supervisor, read: Callable[[], Config] | None, overrides: Mapping[str, object]
 ) -> Callable[[], None]:
-    """What SIGHUP does."""
+    """What SIGHUP does; the admin API is given the same."""
     if read is None:
         return lambda: proxy.log.warning("nothing to reload: there is no configuration file")
     tasks = BackgroundTasks()
@@ -115,6 +115,7 @@ def _reloader(
         tell_systemd(os.environ, f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}" if begins else "READY=1")
 
     reloads = Reloads(lambda: _overridden(read(), overrides), lambda: proxy.config, proxy.adopt, proxy.log, around)
+    proxy.reload = reloads.reload
     return lambda: tasks.keep(reloads.on_signal(), "reload")
 
 

@@ -14,21 +14,25 @@ import signal
 import tempfile
 from typing import TYPE_CHECKING, Final
 
+from proxy.admin.admin import Admin
+from proxy.building import throttle_of
 from proxy.child import Child, how_it_ended
+from proxy.config.changes import ReloadError
 from proxy.control import Adopt, Begin, Drain, Hurry, StartError, Try, packed
 from proxy.fleet import Fleet
-from proxy.reloading import ReloadError
 from proxy.server import http
 from proxy.server.ops import answer
 from proxy.sockets import BACKLOG, listener
+from proxy.stores.database import open_database
 from proxy.tasks import BackgroundTasks
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
     import structlog
 
+    from proxy.config.changes import Changes
     from proxy.config.settings import Config
     from proxy.telemetry.metrics import Metrics
 
@@ -56,6 +60,7 @@ class Supervisor:
     ) -> None:
         self.config = config
         self.log = log
+        self.reload: Callable[[], Awaitable[Changes]] | None = None  # takes the configuration's file over
         self._api = api
         self._ops = ops
         self._tasks = BackgroundTasks()
@@ -67,9 +72,16 @@ class Supervisor:
         self._folder = ""
         self._operators: asyncio.Server | None = None
         self._keepers: list[asyncio.Task[None]] = []
-        self._http = http.server(
-            functools.partial(answer, asked=self.fleet), max_connections=_MAX_OPS_CONNECTIONS, log=log
+        self._admin = Admin(
+            lambda: self.config,
+            self.fleet,
+            engine=lambda: open_database(config.ledger.url.reveal()),
+            reload=lambda: self.reload,
+            throttle=throttle_of(config),
+            log=log,
         )
+        handle = functools.partial(answer, asked=self.fleet, admin=self._admin.handle)
+        self._http = http.server(handle, max_connections=_MAX_OPS_CONNECTIONS, log=log)
         self.port = 0
         self.ops_port = 0
 
@@ -149,6 +161,7 @@ class Supervisor:
         if self._operators is not None:
             self._operators.close()
         await self._http.shutdown(0.1)
+        await self._admin.close()
         await self._tasks.close(0.0)
         for sock in (self._api, self._ops):
             if sock is not None:
@@ -173,7 +186,8 @@ class Supervisor:
     async def _live(self, number: int, api: socket.socket) -> str:
         """Start a worker, and let go of it when it has ended; how it ended."""
         self._last_serial += 1
-        begin = Begin(number, self._packed, f"{self._folder}/{self._last_serial}")
+        ops_path = f"{self._folder}/{self._last_serial}"
+        begin = Begin(number, self._packed, ops_path, tuple(sorted(self.fleet.drained)))
         try:
             child = await Child.spawn(begin, self._last_serial, api)
         except OSError as error:

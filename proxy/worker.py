@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import resource
 import signal
 import socket
@@ -16,22 +17,24 @@ from typing import TYPE_CHECKING, Final
 
 from sqlalchemy.exc import SQLAlchemyError
 
+from proxy.admin.admin import Admin
 from proxy.app import open_app
-from proxy.building import server_tls
+from proxy.building import server_tls, throttle_of
+from proxy.config.changes import ReloadError
 from proxy.core import errors
-from proxy.reloading import ReloadError
 from proxy.server import http
-from proxy.server.ops import PrivateOps
+from proxy.server.ops import PrivateOps, answer
 from proxy.server.tls import TlsListener
 from proxy.sockets import BACKLOG, listener
 from proxy.stores.database import reason_of
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable, Iterable
 
     import structlog
 
+    from proxy.config.changes import Changes
     from proxy.config.settings import Config
     from proxy.generation import Generation
     from proxy.telemetry.metrics import Metrics
@@ -49,7 +52,7 @@ class Worker:
     """A proxy that serves on sockets.
 
     `api` and `ops` are listening sockets made elsewhere; without them the worker listens where `config` says. On a
-    Unix socket `ops` answers a supervisor, which alone can reach it.
+    Unix socket `ops` answers a supervisor, which alone can reach it. The upstreams that are `drained` get no exchange.
     """
 
     def __init__(
@@ -60,11 +63,15 @@ class Worker:
         *,
         api: socket.socket | None = None,
         ops: socket.socket | None = None,
+        drained: Iterable[str] = (),
     ) -> None:
         self.config = config
         self.log = log
         self.metrics = metrics
         self.max_connections = connection_limit(config.server.max_connections, log)
+        self.reload: Callable[[], Awaitable[Changes]] | None = None  # takes the configuration's file over
+        self._admin: Admin | None = None
+        self._drained = tuple(drained)
         self._given = api, ops
         self._servers: list[asyncio.Server] = []
         self._http: list[http.Server] = []
@@ -80,16 +87,30 @@ class Worker:
 
     async def start(self) -> None:
         """Open the ledger and listen. Raises `LedgerProblem`, or `OSError` naming an address that cannot be had."""
-        self.app = await open_app(self.config, self.metrics, self.log)
+        self.app = await open_app(self.config, self.metrics, self.log, self._drained)
         self._is_open = True
         tls = self._tls_context = server_tls(self.config)
         api_socket, ops_socket = self._sockets()
         self.port, self.ops_port = _port(api_socket), _port(ops_socket)
         api = http.server(self.app.api.handle, max_connections=self.max_connections, log=self.log)
         await self._listen(api, api_socket, tls)
-        private = ops_socket.family == socket.AF_UNIX
-        handle = PrivateOps(self.app.ops, self.metrics).handle if private else self.app.ops.handle
+        handle = self._operators(is_private=ops_socket.family == socket.AF_UNIX)
         await self._listen(http.server(handle, max_connections=_MAX_OPS_CONNECTIONS, log=self.log), ops_socket, None)
+
+    def _operators(self, *, is_private: bool) -> http.Handler:
+        """What answers operators, or the supervisor on their behalf."""
+        app = self.app
+        if is_private:
+            return PrivateOps(app.ops, self.metrics, app.inside.answered).handle
+        self._admin = Admin(
+            lambda: app.config,
+            app.inside,
+            engine=lambda: app.engine,
+            reload=lambda: self.reload,
+            throttle=throttle_of(self.config),
+            log=self.log,
+        )
+        return functools.partial(answer, asked=app.ops, admin=self._admin.handle)
 
     def _sockets(self) -> tuple[socket.socket, socket.socket]:
         api, ops = self._given
@@ -200,6 +221,8 @@ class Worker:
             await server.shutdown(0.1)
         for tls in self._tls:
             tls.close()
+        if self._admin is not None:
+            await self._admin.close()
         await self.app.close()
         self._is_open = False
 

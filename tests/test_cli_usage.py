@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 
 from proxy import cli
+from proxy.admin.periods import moment
 from proxy.commands import usage
 from proxy.stores.usage import DIMENSIONS, Query, Report, open_read_only, report
 from tests.fakes.commands import command, environment, in_terminal
@@ -162,7 +163,7 @@ def test_a_ledger_that_does_not_exist_is_a_failure_and_stays_absent(tmp_path: Pa
         (("--since", "yesterday"), "--since must be a date"),
         (("--until", "7x"), "--until must be a date"),
         (("--since", "\x1b[2Jd"), r"not '\x1b[2Jd'"),
-        (("--since", "1h", "--until", "2h"), "--since must be before --until"),
+        (("--since", "1h", "--until", "2h"), "--since must be before until"),
         (("--by", "secret"), "--by"),
     ],
 )
@@ -192,7 +193,7 @@ _NOON_MS = MIDNIGHT_MS + DAY_MS // 2
     ],
 )
 def test_moments(text: str, at_ms: int) -> None:
-    assert usage.moment(text, _NOON_MS) == at_ms
+    assert moment(text, _NOON_MS) == at_ms
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import contextlib
 import time
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -23,9 +23,6 @@ if TYPE_CHECKING:
 
     from proxy.config.settings import Config
     from proxy.stores.keys import KeyStore, StoredKey
-
-_LONGEST_GRACE_S: Final = 366 * 86400
-_LAST_MS: Final = 253_402_300_799_000  # the end of the year 9999: later moments have no date
 
 _ID = click.argument("key_id", metavar="ID")
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object, secret included.")
@@ -79,8 +76,6 @@ def create(
         key, secret = store.create(key_id, plan=plan, limits=chosen, expires_ms=expires_ms, now_ms=now_ms)
     until = "" if key.expires_ms is None else f", until {keys_table.shown(key.expires_ms)} UTC"
     _say(f"key {key.id} is made ({_plan_of(key)}{until}); its secret is shown this once")
-    if chosen and _not_enforced(chosen, config):
-        _say("warning: limits of keys are kept, but without effect in this version")
     _give(key, secret, as_json=as_json)
 
 
@@ -92,18 +87,20 @@ def create(
 )
 def list_(config_file: Path | None, style: str, *, with_revoked: bool) -> None:
     """Show the keys in the ledger, never their secrets."""
+    from proxy.admin.shown import judge, of_ledger
     from proxy.commands import keys_table
 
     config = load_or_default(config_file)
     with _store(config) as store:
         stored = store.all()
     now_ms = _now_ms()
+    state = judge(config, now_ms)
     shown = [key for key in stored if with_revoked or key.revoked_ms is None]
     if style == "json":
-        keys_table.print_json([keys_table.as_json(key, keys_table.state_of(key, config, now_ms)) for key in shown])
+        keys_table.print_json([of_ledger(key, state(key)) for key in shown])
         return
     if shown:
-        keys_table.print_table([(key, keys_table.state_of(key, config, now_ms)) for key in shown], now_ms)
+        keys_table.print_table([(key, state(key)) for key in shown], now_ms)
     hidden = len(stored) - len(shown)
     aside = [f"{hidden} revoked, see --all"] if hidden else []
     if config_file is not None and config.keys:
@@ -199,53 +196,33 @@ def _expect_file(url: URL, *, may_make: bool) -> None:
 
 
 def _check_id(key_id: str, config: Config) -> None:
-    import msgspec
+    from proxy.admin.wishes import wrong_with_id
 
-    from proxy.config.kinds import Name
-    from proxy.config.read import unwrap
-
-    try:
-        msgspec.convert(key_id, Name)
-    except msgspec.ValidationError:
-        fail(f"an ID must {unwrap(msgspec.inspect.type_info(Name))[2]['must']}", code=2)
+    if (wrong := wrong_with_id(key_id)) is not None:
+        fail(f"an ID {wrong}", code=2)
     if any(key.id == key_id for key in config.keys):
         fail(f"the configuration has a key {key_id} already", code=2)
 
 
 def _check_plan(plan: str | None, config: Config) -> None:
-    from proxy.config.read import nearest
+    from proxy.admin.wishes import wrong_with_plan
 
-    if plan is not None and plan not in config.plans:
-        fail(f"--plan: there is no plan {plan[:128]!a}{nearest(plan, config.plans)}", code=2)
+    if (wrong := wrong_with_plan(plan, config)) is not None:
+        fail(f"--plan: {wrong}", code=2)
 
 
 def _limits(given: dict[str, Any]) -> dict[str, Any] | None:
     """The limits on the command line, checked like those of a file and in their form; None where there are none."""
-    from proxy.core.limits import parse_limit
-    from proxy.core.quota import Kind
+    from proxy.admin.wishes import wrong_with_limits
 
-    for kind in ("requests", "tokens", "spend"):
-        for limit in given[kind]:
-            try:
-                parse_limit(limit, Kind(kind))
-            except ValueError as error:
-                fail(f"--{kind} {error}, not {limit[:60]!a}", code=2)
+    for kind, _, wrong in wrong_with_limits(given):
+        fail(f"--{kind} {wrong}", code=2)
     return {kind: value for kind, value in given.items() if value} or None
-
-
-def _not_enforced(limits: dict[str, Any], config: Config) -> bool:
-    """Whether a file with such a key would be told that its limits have no effect."""
-    import msgspec
-
-    from proxy.config.settings import KeyConfig, LimitsConfig
-    from proxy.config.warnings import without_effect
-
-    with_key = msgspec.structs.replace(config, keys=(KeyConfig(id="new", limits=LimitsConfig(**limits)),))
-    return bool(without_effect(with_key, [("keys", 0, "limits")]))
 
 
 def _expiry_ms(text: str, now_ms: int) -> int:
     """UNIX time in milliseconds of a date, a time, or a duration from now. What has no zone is UTC."""
+    from proxy.admin.wishes import wrong_with_expiry
     from proxy.config.values import parse_duration
 
     wrong = "--expires must be a date (2027-01-01), a time (2027-01-01T12:00Z) or a duration (90d)"
@@ -259,21 +236,18 @@ def _expiry_ms(text: str, now_ms: int) -> int:
             expires_ms = round((when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp() * 1000)
         except (ValueError, OverflowError):
             fail(wrong, code=2)
-    if not now_ms < expires_ms <= _LAST_MS:
-        fail(f"--expires {text} is {'past' if expires_ms <= now_ms else 'too far away'}", code=2)
+    if (refused := wrong_with_expiry(expires_ms, now_ms)) is not None:
+        fail(f"--expires {text} {refused}", code=2)
     return expires_ms
 
 
 def _grace_ms(text: str) -> int:
-    from proxy.config.values import parse_duration
+    from proxy.admin.wishes import grace_ms
 
     try:
-        grace_s = parse_duration(text)
+        return grace_ms(text)
     except ValueError as error:
         fail(f"--grace {error}", code=2)
-    if grace_s > _LONGEST_GRACE_S:
-        fail("--grace must be at most 366d: a secret that stays good for ever is not rotated", code=2)
-    return round(grace_s * 1000)
 
 
 def _plan_of(key: StoredKey) -> str:
@@ -284,9 +258,12 @@ def _plan_of(key: StoredKey) -> str:
 
 
 def _give(key: StoredKey, secret: str, *, as_json: bool) -> None:
+    import msgspec
+
+    from proxy.admin.shown import of_ledger
     from proxy.commands import keys_table
 
     if as_json:
-        keys_table.print_json({**keys_table.as_json(key, "active"), "secret": secret})
+        keys_table.print_json({**msgspec.structs.asdict(of_ledger(key, "active")), "secret": secret})
     else:
         click.echo(secret)

@@ -6,7 +6,6 @@ The table is not Rich's: that takes a second for every 1,000 rows, and cuts off 
 from __future__ import annotations
 
 import csv
-import datetime as dt
 import io
 import json
 import shutil
@@ -18,7 +17,6 @@ import click
 import msgspec
 from rich.cells import cell_len, chop_cells
 
-from proxy.config.values import parse_duration
 from proxy.core.usage import Grade
 from proxy.stores.base import LedgerProblem
 from proxy.stores.usage import open_read_only, report
@@ -29,8 +27,6 @@ if TYPE_CHECKING:
     from proxy.config.values import SecretUrl
     from proxy.stores.usage import Query, Report, Row
 
-_DAY_MS: Final = 86_400_000
-_LAST_MS: Final = 253_402_300_799_999  # the end of the year 9999, beyond which there are no dates
 _CENT: Final = Decimal("0.01")
 _COUNTS: Final = ("requests", "input_tokens", "cached_tokens", "output_tokens", "reasoning_tokens")
 _HEADINGS: Final = ("requests", "input", "cached", "output", "reasoning", "cost (USD)")
@@ -60,45 +56,6 @@ def run(url: SecretUrl, query: Query, style: str) -> str | None:
     else:
         click.echo(as_json(found) if style == "json" else as_csv(found), nl=False)
     return None
-
-
-def period(since: str, until: str | None, now_ms: int) -> tuple[int, int]:
-    """The two ends of a period, see `moment`; without `until` it ends now. Raises `ValueError`, the option named."""
-    ends = []
-    for option, text in (("--since", since), ("--until", "0s" if until is None else until)):
-        try:
-            ends.append(moment(text, now_ms))
-        except ValueError as error:
-            raise ValueError(f"{option} {error}, not {text[:60]!a}") from error
-    if ends[0] >= ends[1]:
-        raise ValueError("--since must be before --until")
-    return ends[0], ends[1]
-
-
-def moment(text: str, now_ms: int) -> int:
-    """UNIX time in milliseconds from a date or time (ISO 8601, UTC unless it says otherwise), or how long ago.
-
-    Whole days ago mean the midnight of UTC at which that day began, so that a report by day begins with a whole one.
-    Raises `ValueError`.
-    """
-    try:
-        at = dt.datetime.fromisoformat(text)
-    except ValueError:
-        return _ago(text, now_ms)
-    at = at if at.tzinfo is not None else at.replace(tzinfo=dt.UTC)
-    at_ms = (at - dt.datetime.fromtimestamp(0, dt.UTC)) // dt.timedelta(milliseconds=1)
-    return min(max(at_ms, 0), _LAST_MS)
-
-
-def _ago(text: str, now_ms: int) -> int:
-    wrong = ValueError("must be a date (2026-11-01), a time (2026-11-01T12:00Z) or how long ago (7d, 12h)")
-    if not text[-1:].isalpha():  # `2026` would be seconds
-        raise wrong
-    try:
-        then_ms = max(now_ms - round(parse_duration(text) * 1000), 0)
-    except ValueError as error:
-        raise wrong from error
-    return then_ms - then_ms % _DAY_MS if text.endswith("d") else then_ms
 
 
 def as_json(report: Report) -> str:

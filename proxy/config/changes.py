@@ -35,6 +35,14 @@ class Changes(NamedTuple):
     need_restart: list[str]
 
 
+class ReloadError(Exception):
+    """The new configuration cannot be used, and nothing has changed; `problems` say why, each in a line."""
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("; ".join(problems))
+        self.problems = problems
+
+
 def changes(before: Config, after: Config) -> Changes:
     """What differs; members that came or went are named whole, and keys by their ids."""
     found = Changes([], [])
@@ -52,8 +60,7 @@ def _differences(path: Path, before: Any, after: Any) -> Iterator[Path]:
         return
     if isinstance(before, Struct) and isinstance(after, Struct):
         for name in before.__struct_fields__:
-            if name != "without_effect":
-                yield from _differences((*path, name), getattr(before, name), getattr(after, name))
+            yield from _differences((*path, name), getattr(before, name), getattr(after, name))
     elif path == ("keys",):
         by_id = ({key.id: key for key in keys} for keys in (before, after))
         yield from _differences_of_members(path, *by_id)

@@ -12,23 +12,22 @@ from msgspec import inspect
 from proxy.config.checks import check
 from proxy.config.problems import Findings, Problem, TooManyProblemsError
 from proxy.config.read import Reader
-from proxy.config.settings import Config, KeyConfig, LedgerConfig, LoadedConfig
+from proxy.config.settings import Config, KeyConfig, LedgerConfig
 from proxy.config.upstreams import RouteConfig, UpstreamConfig
 from proxy.config.values import Secret, SecretUrl
-from proxy.config.warnings import without_effect
 from proxy.config.yaml_tree import MAX_FILE_BYTES, MapNode, YamlError, compose
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 
-def load(file: Path, environ: Mapping[str, str]) -> LoadedConfig:
+def load(file: Path, environ: Mapping[str, str]) -> Config:
     """Read and check `file`, with `${NAME}` filled in from `environ`.
 
     Raises `ConfigError` with every problem there is, ordered by line.
     """
     findings = Findings(str(file))
-    config = LoadedConfig()
+    config = Config()
     try:
         config = _parse(_text_of(file), environ, findings)
         check(config, findings)
@@ -37,8 +36,7 @@ def load(file: Path, environ: Mapping[str, str]) -> LoadedConfig:
     except TooManyProblemsError:
         findings.conclude(Problem(path="", line=None, message="has more problems than these", file=str(file)))
     findings.conclude()
-    config = msgspec.structs.replace(config, models=_routed(config))
-    return msgspec.structs.replace(config, without_effect=without_effect(config, findings.lines))
+    return msgspec.structs.replace(config, models=_routed(config))
 
 
 def _text_of(file: Path) -> str:
@@ -55,10 +53,10 @@ def _text_of(file: Path) -> str:
         raise YamlError("is not UTF-8", raw[: error.start].count(b"\n") + 1) from error
 
 
-def _parse(text: str, environ: Mapping[str, str], findings: Findings) -> LoadedConfig:
+def _parse(text: str, environ: Mapping[str, str], findings: Findings) -> Config:
     root = compose(text) or MapNode(1)
-    config = Reader(environ, findings).read(root, inspect.type_info(Config), ())
-    return LoadedConfig(**msgspec.structs.asdict(config))
+    config: Config = Reader(environ, findings).read(root, inspect.type_info(Config), ())
+    return config
 
 
 def _routed(config: Config) -> dict[str, object]:

@@ -255,9 +255,3 @@ class Config(Section, frozen=True):
     shutdown: Annotated[ShutdownConfig, Meta(description="stopping")] = field(default_factory=ShutdownConfig)
     log: Annotated[LogConfig, Meta(description="logging")] = field(default_factory=LogConfig)
     tracing: Annotated[TracingConfig, Meta(description="traces")] = field(default_factory=TracingConfig)
-
-
-class LoadedConfig(Config, frozen=True):
-    """A configuration from a file; `without_effect` has the paths of what the file sets and this version ignores."""
-
-    without_effect: tuple[str, ...] = ()

@@ -3,46 +3,27 @@
 from __future__ import annotations
 
 import ipaddress
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
-
-from msgspec import Struct
 
 from proxy.config.prices import prices_of
 from proxy.config.problems import dotted
-from proxy.config.settings import LoadedConfig
 from proxy.config.upstreams import RouteConfig
 from proxy.config.values import is_in_memory
 from proxy.core.patterns import PatternTable, is_pattern
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
-    from proxy.config.problems import Path
     from proxy.config.settings import Config
     from proxy.core.pricing import PriceList
 
 _SHORTEST_SECRET: Final = 16
 
 
-class _NotEnforced(NamedTuple):
-    """A setting that this version reads and checks, but does not act on, where its value exceeds `harmless`.
-
-    A value that asks for nothing (null, empty, off) is not worth a warning; for numbers `harmless` is the highest
-    that asks for nothing, for lists the greatest length.
-    """
-
-    pattern: str
-    harmless: int = 0
-    note: str = ""
-
-
-_NOT_ENFORCED: Final = (_NotEnforced("ops.admin_token"),)
-
-
 def warnings(config: Config) -> list[str]:
-    """Lines for the operator about what is allowed but unwise, missing, or without effect in this version."""
-    return [*_about_keys(config), *_about_plans(config), *_about_exposure(config), *_about_effect(config)]
+    """Lines for the operator about what is allowed but unwise or missing."""
+    return [*_about_keys(config), *_about_plans(config), *_about_exposure(config), *_about_operators(config)]
 
 
 def _about_keys(config: Config) -> Iterator[str]:
@@ -89,8 +70,6 @@ def _about_exposure(config: Config) -> Iterator[str]:
         yield "ledger.url is in memory: usage, and keys made at run time, are gone when the process ends"
     if not _is_loopback(config.server.host) and config.server.tls.certificate is None:
         yield f"server.host {config.server.host} is reachable from elsewhere without TLS: keys travel in the clear"
-    if not _is_loopback(config.ops.host):
-        yield f"ops.host {config.ops.host} is reachable from elsewhere: metrics are shown to whoever asks"
     for name, upstream in config.upstreams.items():
         parts = urlsplit(upstream.base_url)
         if parts.scheme == "http" and upstream.auth != "none" and not _is_loopback(parts.hostname or ""):
@@ -99,34 +78,14 @@ def _about_exposure(config: Config) -> Iterator[str]:
             yield f"{dotted(('upstreams', name, 'tls', 'verify'))} is false: whoever is on the way can pose as it"
 
 
-def _about_effect(config: Config) -> Iterator[str]:
-    if isinstance(config, LoadedConfig) and config.without_effect:
-        yield f"accepted, but without effect in this version: {_some(config.without_effect)}"
-
-
-def without_effect(config: Config, written: Iterable[Path]) -> tuple[str, ...]:
-    """The paths, among those `written` in a file, of settings that this version does not act on."""
-    rows = [(row, row.pattern.split(".")) for row in _NOT_ENFORCED]
-    found = []
-    for path in written:
-        for row, steps in rows:
-            matches = len(steps) == len(path) and all(want in ("*", is_) for want, is_ in zip(steps, path, strict=True))
-            if matches and _exceeds(_value_at(config, path), row.harmless):
-                found.append(dotted(path) + row.note)
-    return tuple(found)
-
-
-def _exceeds(value: Any, harmless: int) -> bool:
-    if isinstance(value, int | float):
-        return value > harmless
-    return len(value) > harmless if isinstance(value, tuple) else bool(value)
-
-
-def _value_at(config: Config, path: Path) -> Any:
-    value: Any = config
-    for step in path:
-        value = getattr(value, str(step)) if isinstance(value, Struct) else value[step]
-    return value
+def _about_operators(config: Config) -> Iterator[str]:
+    host, token = config.ops.host, config.ops.admin_token.reveal()
+    if not _is_loopback(host):
+        yield f"ops.host {host} is reachable from elsewhere: metrics are shown to whoever asks"
+        if token:
+            yield "ops.admin_token travels in the clear, unless a proxy with TLS stands before ops.host"
+    if 0 < len(token) < _SHORTEST_SECRET:
+        yield f"ops.admin_token is shorter than {_SHORTEST_SECRET} characters and can be guessed"
 
 
 def _some(names: Sequence[str], most: int = 30) -> str:

@@ -46,6 +46,10 @@ class Credentials:
         """Some key does not cool down."""
         return any(credential.until_s <= now_s for credential in self._credentials)
 
+    def cooling(self, now_s: float) -> int:
+        """How many cool down."""
+        return sum(credential.until_s > now_s for credential in self._credentials)
+
     def others(self, place: int, now_s: float) -> bool:
         """Another key than that does not cool down."""
         return any(credential.until_s <= now_s for other, credential in enumerate(self._credentials) if other != place)

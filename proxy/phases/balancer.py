@@ -77,6 +77,10 @@ class Balancer:
         now_s = self._clock()
         return any(upstream.health.is_open(now_s) for upstream in upstreams)
 
+    def waiting(self, upstream: Upstream) -> int:
+        """How many wait for a place at it, those included who may go elsewhere."""
+        return self._queue.waiting(upstream.name)
+
     def can_go_elsewhere(self, ask: Ask) -> bool:
         """A route that was not tried yet may be."""
         return any(route not in ask.tried for route in self._open(ask))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from proxy.core import errors
 from proxy.phases.exchange import Phase
@@ -13,6 +13,9 @@ from proxy.phases.record import Findings
 if TYPE_CHECKING:
     from proxy.phases.exchange import Exchange
     from proxy.phases.watchdog import StallWatch, Watchdog
+
+# one that is cut is told why, and its client has this long to take the message
+_LAST_WORDS_S: Final = 2.0
 
 
 @dataclass(slots=True)
@@ -25,7 +28,9 @@ class Live:
     interruption: errors.ProxyError | None = None
 
     def interrupt(self, exchange: Exchange, error: errors.ProxyError) -> None:
-        """End it with `error`, as honestly as its phase allows."""
+        """End it with `error`, as honestly as its phase allows. Nothing is added to an interruption before."""
+        if self.interruption is not None:
+            return
         self.interruption = error
         answer = self.findings.answer
         if answer is not None and exchange.downstream.started:
@@ -73,12 +78,17 @@ class LiveExchanges:
             live.interrupt(exchange, error)
 
     def cut(self, exchange_id: str, error: errors.ProxyError) -> bool:
-        """End one of them with `error`; False if there is none of that id."""
-        for exchange, live in self.all():
+        """End one of them with `error`; False if it is not there. A client that does not read it is dropped."""
+        for exchange, live in self._live.items():
             if exchange.id == exchange_id:
                 live.interrupt(exchange, error)
+                asyncio.get_running_loop().call_later(_LAST_WORDS_S, self._drop, exchange)
                 return True
         return False
+
+    def _drop(self, exchange: Exchange) -> None:
+        if exchange in self._live and exchange.timeline.phase is not Phase.SETTLE:
+            exchange.downstream.abort()
 
 
 def who_ended(live: Live) -> tuple[errors.ProxyError, str]:

@@ -7,10 +7,11 @@ import os
 import ssl
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from proxy.core import errors
 from proxy.core.gaps import Gaps
+from proxy.telemetry.logs import log_always
 
 if TYPE_CHECKING:
     import structlog
@@ -215,6 +216,4 @@ def _log(exchange: Exchange, findings: Findings, log: structlog.typing.Filtering
         fields["fault"] = findings.fault
     is_failure = error is not None and error.kind.blame is not errors.Blame.DOWNSTREAM
     is_trouble = findings.fault or told_error(findings) or is_failure
-    level = "warning" if is_trouble or status_of(findings) >= 500 else "info"
-    # past the threshold of `log.level`: every exchange leaves its line
-    cast("structlog.BoundLoggerBase", log)._proxy_to_logger(level, "exchange", **fields)  # noqa: SLF001 - meant for it
+    log_always(log, "warning" if is_trouble or status_of(findings) >= 500 else "info", "exchange", **fields)

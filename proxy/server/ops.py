@@ -1,4 +1,4 @@
-"""What operators ask, on a listener of its own: `/healthz`, `/readyz`, `/metrics`."""
+"""What operators ask, on a listener of its own: `/healthz`, `/readyz`, `/metrics`, and `/admin`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from aiohttp import web
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from proxy.server.http import Handler
     from proxy.telemetry.metrics import Metrics
 
 
@@ -25,7 +26,7 @@ class Operated(Protocol):
 
 
 class OpsApi:
-    """The handler of the ops listener. `problems` names what keeps this process from being ready; empty is ready."""
+    """What operators ask of this process. `problems` names what keeps it from being ready; empty is ready."""
 
     def __init__(self, metrics: Metrics, problems: Callable[[], list[str]]) -> None:
         self._metrics = metrics
@@ -40,27 +41,31 @@ class OpsApi:
         # rendering takes long with many label sets, and holds no lock that the relay needs
         return await asyncio.to_thread(self._metrics.render, accept)
 
-    async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
-        """Answer one request."""
-        return await answer(request, self)
-
 
 class PrivateOps:
-    """The handler of a worker's ops listener that its supervisor alone can reach: it gives away snapshots, too."""
+    """The handler of a worker's ops listener that its supervisor alone can reach: it gives away snapshots, too.
 
-    def __init__(self, ops: OpsApi, metrics: Metrics) -> None:
+    `inside` answers what the supervisor's admin API asks of a worker, both packed.
+    """
+
+    def __init__(self, ops: OpsApi, metrics: Metrics, inside: Callable[[bytes], bytes]) -> None:
         self._ops = ops
         self._metrics = metrics
+        self._inside = inside
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer one request."""
         if request.path == "/snapshot":
             return web.Response(body=await asyncio.to_thread(self._metrics.snapshot))
-        return await self._ops.handle(request)
+        if request.path == "/inside":
+            return web.Response(body=self._inside(await request.read()))
+        return await answer(request, self._ops)
 
 
-async def answer(request: web.BaseRequest, asked: Operated) -> web.StreamResponse:
-    """Answer what an operator asks about `asked`."""
+async def answer(request: web.BaseRequest, asked: Operated, admin: Handler | None = None) -> web.StreamResponse:
+    """Answer what an operator asks about `asked`; `admin` answers what is below `/admin`."""
+    if admin is not None and (request.path == "/admin" or request.path.startswith("/admin/")):
+        return await admin(request)
     if request.method not in ("GET", "HEAD"):
         return _json(405, {"error": "only GET and HEAD here"}, Allow="GET, HEAD")
     if request.path == "/healthz":

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgspec
 import sqlalchemy as sa
+from msgspec import UNSET, UnsetType
 
 from proxy.stores.database import reading
 from proxy.stores.tables import KEYS
@@ -46,6 +47,10 @@ class KeyProblem(Exception):  # noqa: N818  not an error of ours: what was asked
     """What was asked of a key cannot be done; the message is for people."""
 
 
+class NoSuchKey(KeyProblem):
+    """There is none of that id."""
+
+
 @dataclass(frozen=True, slots=True)
 class StoredKey:
     """A row of `keys`. Times are UNIX time in milliseconds; digests are SHA-256 of secrets.
@@ -70,8 +75,8 @@ class StoredKey:
 class Mark(NamedTuple):
     """How far a reader has come: the number of a change, and what its key's row held then, as a hash.
 
-    Every change makes a row that no other history has: a new secret, or the moment of a revocation. A database that
-    holds the row under the number has all that was read before it.
+    Every change makes a row that no other history has: a new secret, or the moment of a revocation or another change. A
+    database that holds the row under the number has all that was read before it.
     """
 
     revision: int
@@ -90,6 +95,14 @@ class Changes(NamedTuple):
     mark: Mark | None
     anew: bool = False
     more: bool = False
+
+
+class Page(NamedTuple):
+    """Some keys by id; `more` if others follow. `unreadable` as in `Changes`."""
+
+    keys: list[StoredKey]
+    unreadable: list[str]
+    more: bool
 
 
 class KeyStore:
@@ -121,6 +134,24 @@ class KeyStore:
             }
             return _stored(connection.execute(sa.insert(KEYS).values(row).returning(KEYS)).one()), secret
 
+    def change(
+        self,
+        key_id: str,
+        now_ms: int,
+        *,
+        plan: str | UnsetType | None = UNSET,
+        limits: dict[str, Any] | UnsetType | None = UNSET,
+        expires_ms: int | UnsetType | None = UNSET,
+    ) -> StoredKey:
+        """Change what a key may do; what is not given stays. Raises `KeyProblem` where there is none to change."""
+        written = limits if limits is None or limits is UNSET else msgspec.json.encode(limits).decode()
+        given = {"plan": plan, "limits": written, "expires_ms": expires_ms}
+        changed = {name: value for name, value in given.items() if value is not UNSET}
+        with self._engine.begin() as connection:
+            revision = connection.execute(_NEXT_REVISION).scalar_one()
+            _live(connection, key_id)
+            return _updated(connection, key_id, {**changed, "changed_ms": now_ms, "revision": revision})
+
     def revoke(self, key_id: str, now_ms: int) -> None:
         """End a key, with all its secrets. Raises `KeyProblem` where there is none to end."""
         with self._engine.begin() as connection:
@@ -146,17 +177,30 @@ class KeyStore:
                 "previous_until_ms": now_ms + grace_ms if grace_ms > 0 else None,
                 "revision": revision,
             }
-            update = sa.update(KEYS).where(KEYS.c.id == key_id).values(changed).returning(KEYS)
-            return _stored(connection.execute(update).one()), secret
+            return _updated(connection, key_id, changed), secret
 
     def all(self) -> list[StoredKey]:
         """Every key there ever was, by id. Raises `KeyProblem` for a row that cannot be read."""
         with self._reading.connect() as connection:
             rows = connection.execute(sa.select(KEYS).order_by(KEYS.c.id)).all()
-        keys, unreadable = _read(rows)
-        if unreadable:
-            raise KeyProblem(f"the row of key {unreadable[0]} cannot be read: somebody else has changed it")
-        return keys
+        return [_readable(row) for row in rows]
+
+    def find(self, key_id: str) -> StoredKey:
+        """One key, revoked or not. Raises `KeyProblem` where there is none, or its row cannot be read."""
+        with self._reading.connect() as connection:
+            row = connection.execute(sa.select(KEYS).where(KEYS.c.id == key_id)).first()
+        if row is None:
+            raise NoSuchKey(f"there is no key {key_id} in the ledger")
+        return _readable(row)
+
+    def page(self, after: str, most: int, *, with_revoked: bool) -> Page:
+        """The first `most` keys whose ids come after `after`, in the database's own order."""
+        wanted = sa.select(KEYS).where(KEYS.c.id > after).order_by(KEYS.c.id).limit(most + 1)
+        if not with_revoked:
+            wanted = wanted.where(KEYS.c.revoked_ms.is_(None))
+        with self._reading.connect() as connection:
+            rows = connection.execute(wanted).all()
+        return Page(*_read(rows[:most]), more=len(rows) > most)
 
     def changed_since(self, mark: Mark | None) -> Changes:
         """The first keys changed after `mark`, in the order of their changes; None: of all. One indexed query.
@@ -191,10 +235,15 @@ def _live(connection: sa.Connection, key_id: str) -> sa.Row[Any]:
     """The row of a key that is not revoked."""
     row = connection.execute(sa.select(KEYS).where(KEYS.c.id == key_id)).first()
     if row is None:
-        raise KeyProblem(f"there is no key {key_id} in the ledger")
+        raise NoSuchKey(f"there is no key {key_id} in the ledger")
     if row.revoked_ms is not None:
         raise KeyProblem(f"key {key_id} is revoked already")
     return row
+
+
+def _updated(connection: sa.Connection, key_id: str, changed: dict[str, Any]) -> StoredKey:
+    update = sa.update(KEYS).where(KEYS.c.id == key_id).values(changed).returning(KEYS)
+    return _readable(connection.execute(update).one())
 
 
 def _rows_from(connection: sa.Connection, revision: int) -> Sequence[sa.Row[Any]]:
@@ -203,7 +252,7 @@ def _rows_from(connection: sa.Connection, revision: int) -> Sequence[sa.Row[Any]
 
 
 def _mark_of(row: sa.Row[Any]) -> Mark:
-    said = f"{row.id} {row.secret_sha256} {row.revoked_ms}"
+    said = f"{row.id} {row.secret_sha256} {row.revoked_ms} {row.changed_ms}"
     return Mark(row.revision, hashlib.sha256(said.encode()).hexdigest())
 
 
@@ -216,6 +265,14 @@ def _read(rows: Sequence[sa.Row[Any]]) -> tuple[list[StoredKey], list[str]]:
         except ValueError:
             unreadable.append(row.id)
     return keys, unreadable
+
+
+def _readable(row: sa.Row[Any]) -> StoredKey:
+    """Raises `KeyProblem` for a row that holds no key."""
+    try:
+        return _stored(row)
+    except ValueError:
+        raise KeyProblem(f"the row of key {row.id} cannot be read: somebody else has changed it") from None
 
 
 def _stored(row: sa.Row[Any]) -> StoredKey:

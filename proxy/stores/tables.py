@@ -76,6 +76,7 @@ KEYS: Final = sa.Table(
     sa.Column("revoked_ms", sa.BigInteger),  # null: active
     sa.Column("created_ms", sa.BigInteger, nullable=False),
     sa.Column("last_used_ms", sa.BigInteger),
+    sa.Column("changed_ms", sa.BigInteger),  # when plan, limits or expiry last were; null: never
     sa.Column("revision", sa.BigInteger, nullable=False),  # of the change that touched the row last
 )
 sa.Index("keys_by_revision", KEYS.c.revision)

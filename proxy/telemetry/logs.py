@@ -13,7 +13,7 @@ import re
 import sys
 import traceback
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
 import msgspec
 import structlog
@@ -213,3 +213,8 @@ def configure(
     root.setLevel(logging.WARNING)
     logging.getLogger("sluice").setLevel(level.upper())
     return log
+
+
+def log_always(log: FilteringBoundLogger, level: Literal["info", "warning"], event: str, **fields: object) -> None:
+    """Log a line that must not be missing, whatever the threshold `log.level` is."""
+    cast("structlog.BoundLoggerBase", log)._proxy_to_logger(level, event, **fields)  # noqa: SLF001 - meant for it

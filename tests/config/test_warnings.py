@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from proxy.config.file import without_file
-from proxy.config.warnings import _NOT_ENFORCED, warnings
+from proxy.config.warnings import warnings
 from tests.fakes.config_files import UPSTREAM, load_text
 
 if TYPE_CHECKING:
@@ -85,25 +85,28 @@ def test_credentials_in_the_clear(tmp_path: Path, upstream: str, message: str) -
     assert found.startswith(message) if message else found == ""
 
 
-def test_settings_without_effect_are_named_in_one_line(tmp_path: Path) -> None:
-    text = """\
-ops: {admin_token: tttttttttttttttt}
-store: {url: redis://h}
-ledger: {}
-upstreams: {x: {base_url: https://h, auth: none, usage: as-asked, max_concurrency: 5}}
-models:
-  a.b: {routes: [{}, {weight: 2}], price: {input: 1}, max_output_tokens: 5, encoding: cl100k_base}
-plans: {std: {requests: [1/day], tokens: [1/day], spend: [1/day], concurrency: 1, weight: 2}}
-keys: [{id: a, secret: 0123456789abcdef, plan: std, limits: {concurrency: 1}}]
-queue: {}
-retries: {}
-breaker: {}
-"""
-    assert said(tmp_path, text) == "accepted, but without effect in this version: ops.admin_token"
-    assert len(_NOT_ENFORCED) == 1, "each row is covered above: take the setting of a deleted row out there, too"
+@pytest.mark.parametrize(
+    ("ops", "expected"),
+    [
+        (f"admin_token: {SECRET}", []),
+        (f"host: '::1', admin_token: {SECRET}", []),
+        (f"admin_token: {SECRET[1:]}", ["ops.admin_token is shorter than 16 characters and can be guessed"]),
+        (
+            f"host: 10.0.0.1, admin_token: {SECRET}",
+            [
+                "ops.host 10.0.0.1 is reachable from elsewhere: metrics are shown to whoever asks",
+                "ops.admin_token travels in the clear, unless a proxy with TLS stands before ops.host",
+            ],
+        ),
+    ],
+)
+def test_the_admin_token(tmp_path: Path, ops: str, expected: list[str]) -> None:
+    found = said(tmp_path, f"{UPSTREAM}{KEYS}ops: {{{ops}}}\n")
+    assert found.splitlines() == expected
+    assert SECRET[1:] not in found
 
 
-def test_settings_that_ask_for_nothing_are_not_named(tmp_path: Path) -> None:
+def test_settings_that_ask_for_nothing_are_not_worth_a_word(tmp_path: Path) -> None:
     text = """\
 server: {workers: 1}
 ops: {admin_token: "${NO:-}"}

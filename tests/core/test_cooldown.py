@@ -31,6 +31,14 @@ def test_keys_are_used_in_turn() -> None:
     assert [keys.next(0) for _ in range(7)] == [0, 1, 2, 0, 1, 2, 0]
 
 
+def test_those_that_rest_are_counted() -> None:
+    keys = Credentials(3)
+    assert keys.cooling(0) == 0
+    keys.cool(0, 10)
+    keys.cool(2, 20)
+    assert [keys.cooling(now_s) for now_s in (0, 9.9, 10, 19.9, 20)] == [2, 2, 1, 1, 0]
+
+
 @pytest.mark.parametrize("count", [0, 1])
 def test_an_upstream_without_keys_has_one_that_is_nothing(count: int) -> None:
     keys = Credentials(count)

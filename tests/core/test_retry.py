@@ -179,7 +179,7 @@ def test_never_after_commitment_nor_beyond_attempts_patience_and_budget(
         assert happened.kind.repeat in {Repeat.NOTHING_SENT, Repeat.STALE_CONNECTION}
 
 
-@given(st.lists(st.lists(happenings, min_size=100, max_size=100), max_size=60), st.floats(0, 1), fact_sets)
+@given(st.lists(st.lists(happenings, min_size=12, max_size=12), max_size=30), st.floats(0, 1), fact_sets)
 def test_an_exchange_ends_and_all_of_them_stay_within_the_budget(
     exchanges: list[list[Happened]], share: float, facts: dict[str, Any]
 ) -> None:

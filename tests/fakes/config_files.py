@@ -11,13 +11,13 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from proxy.config.settings import LoadedConfig
+    from proxy.config.settings import Config
 
 UPSTREAM = "upstreams: {local: {base_url: http://127.0.0.1:1, auth: none}}\n"
 """One line that is enough of a configuration; what a test adds begins on line 2."""
 
 
-def load_text(directory: Path, text: str | bytes, environ: Mapping[str, str] | None = None) -> LoadedConfig:
+def load_text(directory: Path, text: str | bytes, environ: Mapping[str, str] | None = None) -> Config:
     """Load `text` as the file `sluice.yaml`."""
     file = directory / "sluice.yaml"
     file.write_bytes(text if isinstance(text, bytes) else text.encode())

@@ -20,7 +20,7 @@ from tests.fakes.stage import Stage
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
-    from proxy.config.settings import LoadedConfig
+    from proxy.config.settings import Config
 
 EXAMPLES: Final = sorted((Path(__file__).parents[2] / "deploy" / "examples").glob("*.yaml"))
 VARIABLE: Final = re.compile(r"\$\{([A-Z0-9_]+)(:-[^}]*)?\}")
@@ -32,7 +32,7 @@ def environment(file: Path) -> dict[str, str]:
     return {name: KEY if name == "TEAM_A_KEY" else name.lower().replace("_", "-") + "-0123456789" for name in names}
 
 
-def load_example(file: Path) -> LoadedConfig:
+def load_example(file: Path) -> Config:
     """An example as `serve` would load it."""
     return load(file, environment(file))
 

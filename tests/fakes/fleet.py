@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.fakes.admin import TOKEN
 from tests.fakes.client import RecordingClient
 from tests.fakes.redis import shared_redis
 from tests.fakes.running import KEY
@@ -27,7 +28,7 @@ LONG_S = 30.0  # interpreters that start on a busy machine
 def configuration(base_url: str, store_url: str, folder: Path, *, workers: int = 2, **shutdown: str) -> dict[str, Any]:
     return {
         "server": {"port": 0, "workers": workers},
-        "ops": {"port": 0},
+        "ops": {"port": 0, "admin_token": TOKEN},
         "store": {"url": store_url},
         "ledger": {"url": f"sqlite:///{folder / 'ledger.db'}"},
         "upstreams": {"up": {"base_url": base_url, "auth": "none", "usage": "as-asked"}},

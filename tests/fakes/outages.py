@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import psycopg
 
-from proxy import app
+from proxy import opening
 from proxy.stores import database
 from proxy.stores.ledger import DatabaseLedger
 from proxy.stores.writer import Rhythm
@@ -39,9 +39,9 @@ def hasten(monkeypatch: pytest.MonkeyPatch, patience_s: float = 0.3, **ledger: A
     The ledger's signs of life come after an exchange has noticed the outage, so that a test can see one notice it.
     """
     monkeypatch.setattr(database, "PATIENCE_S", patience_s)
-    monkeypatch.setattr(app, "open_database", functools.partial(database.open_database, patience_s=patience_s))
+    monkeypatch.setattr(opening, "open_database", functools.partial(database.open_database, patience_s=patience_s))
     rhythm = Rhythm(heartbeat_s=60.0, first_retry_s=0.02, last_retry_s=0.1)
-    monkeypatch.setattr(app, "DatabaseLedger", functools.partial(DatabaseLedger, rhythm=rhythm, **ledger))
+    monkeypatch.setattr(opening, "DatabaseLedger", functools.partial(DatabaseLedger, rhythm=rhythm, **ledger))
 
 
 @contextlib.contextmanager

@@ -165,6 +165,7 @@ async def running(
     log_level: str = "info",
     settings: Mapping[str, Any] | None = None,
     ledger: str | None = None,
+    admin_token: str = "",
 ) -> AsyncIterator[Running]:
     """Run a proxy before `upstream`: one base URL, or named upstreams. `KEY` is accepted unless `keys` says otherwise.
 
@@ -176,7 +177,7 @@ async def running(
         url = ledger or stack.enter_context(fresh_ledger())
         config = Config(
             server=ServerConfig(port=0, **(server or {})),
-            ops=OpsConfig(port=0),
+            ops=OpsConfig(port=0, admin_token=Secret(admin_token)),
             upstreams={"up": upstream_config(upstream)} if isinstance(upstream, str) else dict(upstream),
             models=dict(models or {}),
             plans=dict(plans or {}),

@@ -210,7 +210,7 @@ async def test_a_client_that_waits_as_told_is_served(redis_url: str, ledger_url:
             began_s = time.monotonic()
             answers = await asyncio.gather(*(ask(clients[number % processes], number) for number in range(count)))
             took_s = time.monotonic() - began_s
-            await until(lambda: len(settled_rows(ledger_url)) == count, "the rows", LONG_S)
+            await until(lambda: len(settled_rows(ledger_url)) >= count, "the rows", LONG_S)
             refusals = sum(line["outcome"] == "rate_limited" for proxy in proxies for line in proxy.exchanges)
             outcomes = {line["outcome"] for proxy in proxies for line in proxy.exchanges}
     rows = settled_rows(ledger_url)

@@ -123,11 +123,11 @@ async def test_200_at_once_never_exceed_the_limit() -> None:
     """Each reserves 32 tokens and uses 15."""
     async with (
         AnsweringUpstream(lambda _: response(ANSWER)) as upstream,
-        running(upstream.url, **on(PlanConfig(tokens=("1000/minute",)))) as proxy,
+        running(upstream.url, **on(PlanConfig(tokens=("1000/day",)))) as proxy,
     ):
         answers = await asyncio.gather(*[ask(proxy) for _ in range(200)])
         statuses = [answer.status for answer in answers]
-        used = proxy.sample("sluice_quota_used", key="team-a", kind="tokens", window="minute")
+        used = proxy.sample("sluice_quota_used", key="team-a", kind="tokens", window="day")
         assert set(statuses) == {200, 429}
         assert statuses.count(200) * 15 <= 1000
         assert used <= 1000

@@ -9,8 +9,8 @@ import msgspec
 import pytest
 import trustme
 
+from proxy.config.changes import ReloadError
 from proxy.config.settings import ServerTlsConfig
-from proxy.reloading import ReloadError
 from tests.fakes.answering import AnsweringUpstream
 from tests.fakes.client import RecordingClient
 from tests.fakes.running import running

@@ -52,7 +52,7 @@ def backup(engine: sa.Engine) -> Callable[[], None]:
     return restore
 
 
-@pytest.mark.parametrize("changes_after", [0, 1, 2, 3, 4])
+@pytest.mark.parametrize("changes_after", [0, 1, 2, 3, 4, 5])
 def test_a_restored_database_is_read_anew_however_far_it_has_come(
     store: KeyStore, engine: sa.Engine, changes_after: int
 ) -> None:
@@ -68,6 +68,7 @@ def test_a_restored_database_is_read_anew_however_far_it_has_come(
         lambda: store.revoke("a", NOW_MS + 1),
         lambda: store.revoke("c", NOW_MS + 1),
         lambda: store.rotate("b", grace_ms=0, now_ms=NOW_MS + 1),
+        lambda: store.change("b", NOW_MS + 1, plan="standard"),
         lambda: store.rotate("b", grace_ms=0, now_ms=NOW_MS + 1),
     ]
     for change in changes[:changes_after]:
@@ -84,3 +85,20 @@ def test_a_database_that_was_emptied_has_no_keys(store: KeyStore, engine: sa.Eng
     mark = store.changed_since(None).mark
     restore()
     assert store.changed_since(mark) == Changes([], [], None, anew=True)
+
+
+def test_the_same_change_in_another_history_is_not_taken_for_the_one_that_was_read(
+    store: KeyStore, engine: sa.Engine
+) -> None:
+    """The row is as it was but for the moment of the change: a key that was made meanwhile must not stay good."""
+    make(store, "a")
+    restore = backup(engine)
+    make(store, "lost")
+    store.change("a", NOW_MS, plan="standard")
+    read = store.changed_since(None)
+    restore()
+    made = make(store, "other")
+    again = store.change("a", NOW_MS + 1, plan="standard")
+    found = store.changed_since(read.mark)
+    assert found.anew
+    assert found.keys == [made, again]

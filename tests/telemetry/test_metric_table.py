@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from prometheus_client import CollectorRegistry, Counter
-from proxy.fleet import Fleet
 
+from proxy.fleet import Fleet
 from proxy.tasks import BackgroundTasks
 from proxy.telemetry.metrics import Metrics
 

@@ -6,4 +6,4 @@ without importing Alembic.
 
 from typing import Final
 
-REVISIONS: Final = ("0001",)
+REVISIONS: Final = ("0001", "0002")
