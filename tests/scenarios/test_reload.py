@@ -92,6 +92,7 @@ async def test_a_new_plan_holds_for_the_next_request_and_load_sees_no_error(scen
     assert set(statuses) == {200}
 
 
+@pytest.mark.parametrize("scene", [2], indirect=True)
 async def test_streams_under_way_end_as_they_began(scene: Scene) -> None:
     async with await RecordingClient.connect(scene.proxy.port) as client:
         client.send("POST", CHAT, SLOW)
@@ -120,6 +121,7 @@ async def test_a_file_with_mistakes_changes_nothing_and_says_why(scene: Scene) -
     assert await scene.status() == 200
 
 
+@pytest.mark.parametrize("scene", [1], indirect=True)
 async def test_what_needs_a_restart_is_named_and_the_rest_is_in_force(scene: Scene) -> None:
     server = {**scene.config["server"], "port": 1, "write_stall": "7s"}
     line = await scene.reload(server=server, keys=[{"id": "else", "secret": "e" * 20}])
