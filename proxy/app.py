@@ -132,8 +132,10 @@ class App:
         """Serve as `made` from now on. Exchanges in flight end as they began."""
         before, self._generation = self._generation, made
         self.api.serving = made.serving
-        made.begin()
-        await before.end(made)
+        try:
+            made.begin()
+        finally:
+            await before.end(made)
         with contextlib.suppress(SQLAlchemyError):  # when keys were last used is no reason to fail
             await before.keys.note_used()
 

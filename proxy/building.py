@@ -21,7 +21,7 @@ from proxy.core.retry_budget import RetryBudget
 from proxy.core.throttle import Throttle
 from proxy.core.tokens import CL100K, O200K, encoding_of
 from proxy.phases.authenticate import Keyring, Plan, Principal, digest_of, terms_of
-from proxy.phases.balancer import QueueLimits
+from proxy.phases.places import QueueLimits
 from proxy.phases.route import Model, Route, Router
 from proxy.phases.upstreams import Health, Probe, Timeouts, Upstream
 from proxy.upstream.connect import Origin, ProxyAddress, tls_context
@@ -60,7 +60,7 @@ def _naming(setting: str) -> Iterator[None]:
         raise OSError(error.errno, f"{setting}: {error.strerror or error}") from error
 
 
-def upstream_of(name: str, settings: UpstreamConfig, config: Config) -> Upstream:
+def upstream_of(name: str, settings: UpstreamConfig, health: Health) -> Upstream:
     """An upstream and its connections. Raises `OSError` for a certificate or a key that cannot be used."""
     url = urlsplit(settings.base_url)
     host = url.hostname or ""
@@ -88,12 +88,13 @@ def upstream_of(name: str, settings: UpstreamConfig, config: Config) -> Upstream
         secrets=_secrets_of(settings),
         timeouts=Timeouts(settings.timeouts.first_byte, settings.timeouts.idle, settings.timeouts.total),
         injects_usage=settings.usage == "inject",
-        health=_health_of(settings, config),
+        health=health,
         probe=None if settings.probe is None else Probe(settings.probe.path, settings.probe.interval),
     )
 
 
-def _health_of(settings: UpstreamConfig, config: Config) -> Health:
+def health_of(settings: UpstreamConfig, config: Config) -> Health:
+    """How an upstream does of which nothing is known yet."""
     breaker = config.breaker
     return Health(
         Circuit(

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from proxy.building import (
+    health_of,
     keyring_of,
     queue_limits_of,
     retry_policy_of,
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
     from proxy.phases.balancer import Balancer
     from proxy.phases.observe import Counting
     from proxy.phases.quotas import Quotas
-    from proxy.phases.upstreams import Upstream
+    from proxy.phases.upstreams import Health, Upstream
     from proxy.stores.keys import KeyStore
     from proxy.stores.ledger import DatabaseLedger
     from proxy.telemetry.metrics import Metrics
@@ -84,6 +85,8 @@ class Generation:
         self._standing = standing
         self._chores = BackgroundTasks()
         self.upstreams = _upstreams(config, before)
+        known = {} if before is None else before.upstreams
+        self._renewed = {one for name, one in self.upstreams.items() if name in known and known[name] is not one}
         self._keyring = keyring_of(config)
         self.keys = KeyRefresher(standing.keys, self._keyring, standing.log)
         is_same = before is not None and before.config.server.auth_failures == config.server.auth_failures
@@ -147,6 +150,10 @@ class Generation:
         self._chores.keep(self.keys.run(), "keys")
         prober = Prober(standing.balancer, b"1.1 " + standing.via_name, standing.tasks, time.monotonic)
         for upstream in self.upstreams.values():
+            settings = self.config.upstreams[upstream.name]
+            if upstream in self._renewed:
+                _renew(upstream.health, health_of(settings, self.config))
+            upstream.health.max_concurrency = settings.max_concurrency
             upstream.health.is_drained = upstream.name in standing.drained
             standing.balancer.changed(upstream)
             if upstream.probe is not None:
@@ -159,19 +166,30 @@ class Generation:
         for upstream in self.upstreams.values():
             if upstream not in kept:
                 upstream.pool.close()
+        if after is not None:
+            self._standing.metrics.routing.forget(self.upstreams.keys() - after.upstreams.keys())
 
 
 def _upstreams(config: Config, before: Generation | None) -> dict[str, Upstream]:
-    """The upstreams; one whose settings are the same goes on as it is, connections and circuit included."""
+    """The upstreams; one whose settings are the same goes on as it is, connections included.
+
+    Another of the same name shares what is counted of it: who waits or is served there waits for both.
+    """
     found = {}
     for name, settings in config.upstreams.items():
         old = before.upstreams.get(name) if before is not None else None
         if before is not None and old is not None and _is_same_upstream(name, config, before.config):
-            old.health.max_concurrency = settings.max_concurrency
             found[name] = old
-            continue
-        found[name] = upstream_of(name, settings, config)
+        else:
+            found[name] = upstream_of(name, settings, health_of(settings, config) if old is None else old.health)
     return found
+
+
+def _renew(health: Health, now: Health) -> None:
+    """Go on with what the settings of `now` say; how many are served there stays true."""
+    health.circuit, health.credentials, health.budget = now.circuit, now.credentials, now.budget
+    health.is_failing = False
+    health.is_probed = now.is_probed
 
 
 def _is_same_upstream(name: str, config: Config, before: Config) -> bool:

@@ -26,6 +26,9 @@ class State(enum.IntEnum):
     OPEN = 2
 
 
+_VOID: Final = -1
+
+
 class Ticket:
     """Permission to ask. Whoever has it reports what came of it, or that it was abandoned."""
 
@@ -64,6 +67,7 @@ class Circuit:
         self._opened = 0
         self._until_s: float | None = None  # None: closed
         self._probe: Ticket | None = None
+        self._probed_s = 0.0
         self._cooldown_s = 0.0  # the last one; 0 once it is forgotten
         self._closed_at_s = 0.0
 
@@ -80,15 +84,23 @@ class Circuit:
 
     def admits(self, now_s: float) -> bool:
         """Whether `enter` would let someone pass; changes nothing."""
-        return self._until_s is None or (now_s >= self._until_s and self._probe is None)
+        if self._until_s is None:
+            return True
+        # one that takes longer than a cool-down says nothing meanwhile: another may try
+        is_tried = self._probe is not None and now_s < self._probed_s + self._first_cooldown_s
+        return now_s >= self._until_s and not is_tried
 
     def enter(self, now_s: float) -> Ticket | None:
-        """Permission to ask; None for none. While half open, one has it at a time."""
+        """Permission to ask; None for none. While half open, one has it at a time, and for no longer than a cool-down.
+
+        What an earlier one tells later still counts.
+        """
         if not self.admits(now_s):
             return None
         ticket = Ticket(self._opened)
         if self._until_s is not None:
             self._probe = ticket
+            self._probed_s = now_s
         return ticket
 
     def retry_in_s(self, now_s: float) -> float:
@@ -99,7 +111,7 @@ class Circuit:
 
     def succeeded(self, ticket: Ticket, now_s: float) -> None:
         """It works. Nothing of those who entered before it opened: what they tell is older than that."""
-        if ticket is self._probe:
+        if self._is_probe(ticket):
             self.close(now_s)
         if self._counts(ticket):
             ticket.row = self._in_row
@@ -120,7 +132,7 @@ class Circuit:
         `ticket` None is one who entered since it closed. `jitter`, in [0, 1), shortens the cool-down by up to a
         quarter, so that those who saw the same failure do not all ask again at once.
         """
-        if ticket is not None and ticket is self._probe:
+        if ticket is not None and self._is_probe(ticket):
             self._open(now_s, jitter)
         elif self._counts(ticket):
             row = None if ticket is None else ticket.row
@@ -134,8 +146,13 @@ class Circuit:
 
     def abandoned(self, ticket: Ticket) -> None:
         """Nothing was learned: the client left. The next one may ask. After a result it changes nothing."""
+        if self._is_probe(ticket):
+            ticket.opened = _VOID
         if ticket is self._probe:
             self._probe = None
+
+    def _is_probe(self, ticket: Ticket) -> bool:
+        return self._until_s is not None and ticket.opened == self._opened
 
     def _counts(self, ticket: Ticket | None) -> bool:
         return self._until_s is None and (ticket is None or ticket.opened == self._opened)

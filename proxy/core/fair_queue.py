@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import heapq
 from collections import OrderedDict
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import Final, Generic, TypeVar
 
@@ -33,6 +33,10 @@ class _Waiter(Generic[T]):
     key: str
     places: frozenset[str]
     size_bytes: int
+
+
+def _bytes_of(waiters: Mapping[_Waiter[T], None]) -> int:
+    return sum(waiter.size_bytes for waiter in waiters)
 
 
 class _Turn(Generic[T]):
@@ -186,17 +190,22 @@ class FairQueue(Generic[T]):
     def crowders(self, key: str, size_bytes: int) -> list[T] | None:
         """Who has to make room in a full queue for an item of `key`: the newest of the key that fills most of it.
 
-        None if no room can be made so, or that key would be left with fewer than `key`. Costs O(keys).
+        By number, or by size where that is short. None if no room can be made so, or that key would be left with less
+        than `key`. Costs O(waiting) where sizes are short, else O(keys).
         """
-        most = max(self._by_key.values(), key=len, default={})
-        own = len(self._by_key.get(key, {}))
         too_many = len(self._waiters) + 1 - self.max_waiting
         too_large = self._held_bytes + size_bytes - self.max_bytes
+        by_size = too_large > 0
+        measure = _bytes_of if by_size else len
+        most: dict[_Waiter[T], None] = max(self._by_key.values(), key=measure, default={})
+        own = measure(self._by_key.get(key, {})) + (size_bytes if by_size else 1)
+        left = measure(most)
         found: list[T] = []
         for waiter in reversed(most):
             if too_many <= 0 and too_large <= 0:
                 break
-            if len(most) - len(found) <= own + 1:
+            left -= waiter.size_bytes if by_size else 1
+            if left < own:
                 return None
             found.append(waiter.item)
             too_many -= 1

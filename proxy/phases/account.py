@@ -164,10 +164,10 @@ class Accounting:
 
     def close(self, account: Account, settlement: Settlement) -> None:
         """Charge the key's quota what was used, and give back the rest."""
-        if account.allowance is not None:
-            account.allowance.close()
         if account.hold is not None:
-            self._quotas.settle(account.hold, demand_of(settlement.usage, settlement.cost_nano_usd))
+            used = demand_of(settlement.usage, settlement.cost_nano_usd)
+            # charged first: what is given back then is not what was used
+            self._quotas.settle(account.hold, used, account.allowance.close if account.allowance is not None else None)
 
     def _opened(
         self, exchange: Exchange, admission: Admission, upstream: str, reserved: Usage, cost_nano_usd: int

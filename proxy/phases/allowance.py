@@ -39,26 +39,28 @@ class Allowance:
         self._quotas = quotas
         self._reservation = reservation
         self._limits = Limits(budgets, None)
-        cost = 0 if price is None else cost_nano_usd(Usage(0, _STEP_TOKENS), price)
-        self._step = demand_of(Usage(0, _STEP_TOKENS), cost)._replace(requests=0)
+        self._price = price
         self._more: list[Granted] = []
 
-    async def ask_for_more(self) -> None:
-        """Reserve a step more. Raises `ProxyError` 429 where a budget has no room for it.
+    async def ask_for_more(self, output_tokens: int) -> None:
+        """Reserve what was used beyond the allowance, and a step more. Raises `ProxyError` 429 where there is no room.
 
         A store that cannot be asked ends no stream: it is asked again a step later.
         """
-        self.tokens += _STEP_TOKENS
+        usage = Usage(0, output_tokens - self.tokens + _STEP_TOKENS)
+        cost = 0 if self._price is None else cost_nano_usd(usage, self._price)
+        demand = demand_of(usage, cost)._replace(requests=0)
+        self.tokens = output_tokens + _STEP_TOKENS
         id_ = f"{self._reservation.id}+{len(self._more) + 1}"
         try:
-            answer = await self._quotas.more(id_, self._reservation.key_id, self._limits, self._step)
+            answer = await self._quotas.more(id_, self._reservation.key_id, self._limits, demand)
         except ProxyError as error:
             if error.kind is not STORE_UNAVAILABLE:
                 raise
             return
         if isinstance(answer, Refused):
             self.has_ended_it = True
-            raise refusal(answer, self._step)
+            raise refusal(answer, demand)
         self._more.append(answer)
 
     def close(self) -> None:

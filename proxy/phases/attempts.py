@@ -115,15 +115,9 @@ class Attempts:
             target.model.routes,
             waits=lambda: enter(Phase.QUEUE),
         )
-        course = Course(
-            exchange,
-            admission,
-            account,
-            ask,
-            asyncio.get_running_loop().time(),
-        )
+        place = await self._balancer.place(ask)
+        course = Course(exchange, admission, account, ask, asyncio.get_running_loop().time())
         while True:
-            place = await self._balancer.place(ask)
             enter(Phase.FORWARD)
             outcome = await self._outcome(course, place)
             retry = self._retry(course, outcome)
@@ -138,6 +132,7 @@ class Attempts:
                 ask.tried.discard(outcome.place.route)
             self._metrics.retried(place.upstream.name, retry.reason)
             await asyncio.sleep(retry.pause_s)
+            place = await self._balancer.place(ask)
 
     async def _outcome(self, course: Course, place: Place) -> Outcome:
         """Of one try, or of two where the first takes long and hedging is on."""
@@ -154,8 +149,9 @@ class Attempts:
             return self._try(course, second)
 
         outcome = await self._hedge.first_good(self._try(course, place), another)
-        losers = [one.route for one in places if one is not outcome.place and one.was_asked]
-        course.account.lost += [route.rename or course.admission.model for route in losers]
+        if outcome.answer is not None and outcome.answer.kind is not AnswerKind.ERROR:
+            losers = [one.route for one in places if one.was_asked and not one.was_judged]
+            course.account.lost += [route.rename or course.admission.model for route in losers]
         return outcome
 
     async def _try(self, course: Course, place: Place) -> Outcome:

@@ -6,7 +6,6 @@ All of it happens within turns of the event loop: between looking and taking nob
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from proxy.core import errors
@@ -14,13 +13,13 @@ from proxy.core.balance import choose
 from proxy.core.circuit import State
 from proxy.core.fair_queue import FairQueue
 from proxy.core.retry import RETRYABLE_STATUSES
-from proxy.phases.places import Place
+from proxy.phases.places import Place, Waiter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from proxy.core.circuit import Ticket
-    from proxy.phases.places import Ask
+    from proxy.phases.places import Ask, QueueLimits
     from proxy.phases.route import Route
     from proxy.phases.upstreams import Upstream
     from proxy.telemetry.routing import RoutingMetrics
@@ -29,28 +28,8 @@ _LEAST_RETRY_S: Final = 1.0
 _MOST_RETRY_S: Final = 60.0
 _DRAINED_RETRY_S: Final = 10.0  # when an operator lets it back is not known
 _TIMERS_LATE_S: Final = 0.005  # uvloop's may fire a little early
+_LONG_QUEUE: Final = 1000  # in a longer one, nobody counts who is ahead of whom
 _NEWEST_SHARE: Final = 0.1  # of the last exchange in the average time that an upstream holds one
-
-
-class _Waiter:
-    """One exchange in the queue; `given` becomes its place, or the error that ends the waiting."""
-
-    __slots__ = ("ask", "given", "routes", "since_s")
-
-    def __init__(self, ask: Ask, routes: Sequence[Route], since_s: float) -> None:
-        self.ask = ask
-        self.routes = routes
-        self.since_s = since_s
-        self.given: asyncio.Future[Place] = asyncio.get_running_loop().create_future()
-
-
-@dataclass(frozen=True, slots=True)
-class QueueLimits:
-    """How many may wait, with how many bytes of request bodies in all, and for how long."""
-
-    max_waiting: int
-    max_bytes: int
-    max_wait_s: float
 
 
 class Balancer:
@@ -63,8 +42,8 @@ class Balancer:
         self._metrics = metrics
         self._clock = clock
         self._draw = draw
-        self._queue: FairQueue[_Waiter] = FairQueue(max_waiting=limits.max_waiting, max_bytes=limits.max_bytes)
-        self._waiting: dict[_Waiter, None] = {}
+        self._queue: FairQueue[Waiter] = FairQueue(max_waiting=limits.max_waiting, max_bytes=limits.max_bytes)
+        self._waiting: dict[Waiter, None] = {}
 
     def limit(self, limits: QueueLimits) -> None:
         """Hold those to `limits` who begin to wait from now on."""
@@ -90,9 +69,20 @@ class Balancer:
         return bool(self._open(ask))
 
     def place_now(self, ask: Ask) -> Place | None:
-        """A place on a route that was not tried yet, if there is one without waiting."""
-        free = [route for route in self._open(ask) if route not in ask.tried and self._is_free(route.upstream)]
-        return self._take(self._choose(free), ask) if free else None
+        """A place on a route that was not tried yet, if there is one without waiting, and its budget has room."""
+        now_s = self._clock()
+        free = [
+            route
+            for route in self._open(ask)
+            if route not in ask.tried
+            and self._is_free(route.upstream)
+            and route.upstream.health.budget.may_spend(now_s)
+        ]
+        if not free:
+            return None
+        chosen = self._choose(free)
+        chosen.upstream.health.budget.spend(now_s)
+        return self._take(chosen, ask)
 
     async def place(self, ask: Ask) -> Place:
         """A place, at once or after waiting for it.
@@ -108,43 +98,45 @@ class Balancer:
         free = [route for route in routes if self._is_free(route.upstream)]
         if free:
             return self._take(self._choose(free), ask)
-        # any that was not tried will do as well, should it come back
-        return await self._wait(ask, [route for route in ask.routes if route in routes or route not in ask.tried])
+        if not ask.spends:
+            # any that was not tried will do as well, should it come back
+            routes = [route for route in ask.routes if route in routes or route not in ask.tried]
+        return await self._wait(ask, routes)
 
     def answered(self, place: Place, ticket: Ticket, status: int, retry_after_s: float | None) -> None:
         """Note that an upstream works, and what it said of the key that it was asked with."""
         health, now_s = place.upstream.health, self._clock()
-        health.circuit.succeeded(ticket, now_s)
+        place.circuit.succeeded(ticket, now_s)
         is_ours = place.upstream.auth != "passthrough"  # else the credential is the client's, and so is its trouble
         if status == 429 and is_ours:
             health.is_failing = True
-            health.credentials.limited(place.api_key, now_s, retry_after_s)
+            place.credentials.limited(place.api_key, now_s, retry_after_s)
         elif status in (401, 403) and is_ours:
-            health.credentials.refused(place.api_key, now_s)
+            place.credentials.refused(place.api_key, now_s)
         else:
             health.is_failing = status in RETRYABLE_STATUSES
-            health.credentials.succeeded(place.api_key)
+            place.credentials.succeeded(place.api_key)
         self._show(place.upstream)
         self.serve(place.upstream)
 
     def failed(self, place: Place, ticket: Ticket) -> None:
         """Note that an upstream failed; who waits for nothing else is told so when its circuit opens."""
         upstream, now_s = place.upstream, self._clock()
-        circuit = upstream.health.circuit
+        circuit = place.circuit
         upstream.health.is_failing = True
         was_open = circuit.state(now_s) is State.OPEN
         circuit.failed(ticket, now_s, self._draw())
         if circuit.state(now_s) is State.OPEN and not was_open:
             # some may wait for it and for others, and nobody else may come or leave meanwhile
             wait_s = circuit.retry_in_s(now_s) + _TIMERS_LATE_S
-            asyncio.get_running_loop().call_later(wait_s, self.serve, upstream)
+            asyncio.get_running_loop().call_later(wait_s, self.changed, upstream)
+            self.refuse_hopeless()
         self._show(upstream)
-        self.refuse_hopeless()
 
     def left(self, place: Place, ticket: Ticket, taken_s: float) -> None:
         """Take a place back, and give it to the next in the queue."""
         upstream, health = place.upstream, place.upstream.health
-        health.circuit.abandoned(ticket)
+        place.circuit.abandoned(ticket)
         health.in_flight -= 1
         held_s = self._clock() - taken_s
         health.held_s += (held_s - health.held_s) * (_NEWEST_SHARE if health.held_s else 1.0)
@@ -166,7 +158,8 @@ class Balancer:
             self._waiting.pop(waiter, None)
             self._show_queue(waiter.routes)
             if not waiter.given.done():  # else it has left, and takes itself out later
-                route = next(route for route in waiter.routes if route.upstream is upstream)
+                # by name: after a reload it may be another object that stands for the same upstream
+                route = next(route for route in waiter.routes if route.upstream.name == upstream.name)
                 self._metrics.waited(upstream.name, self._clock() - waiter.since_s)
                 waiter.given.set_result(self._take(route, waiter.ask))
 
@@ -183,7 +176,13 @@ class Balancer:
         now_s = self._clock()
         routes = ask.routes if ask.only is None else (ask.only,)
         found = [route for route in routes if route.upstream.health.admits(now_s)]
-        return [route for route in found if route.upstream.health.may_retry(now_s)] if ask.spends else found
+        return [route for route in found if self._may_retry(route, ask, now_s)] if ask.spends else found
+
+    @staticmethod
+    def _may_retry(route: Route, ask: Ask, now_s: float) -> bool:
+        """Whether what was tried in vain may be tried there: an upstream that works takes over from others freely."""
+        health = route.upstream.health
+        return not (health.is_failing or route in ask.asked) or health.budget.may_spend(now_s)
 
     def _is_free(self, upstream: Upstream) -> bool:
         """It has room, and nobody waits for it."""
@@ -207,16 +206,17 @@ class Balancer:
         if not ask.is_counted:
             ask.is_counted = True
             health.budget.request(now_s)
-        elif ask.spends and health.is_failing:
+        elif ask.spends and (health.is_failing or route in ask.asked):
             health.budget.spend(now_s)
         health.in_flight += 1
         ask.tried.add(route)
+        ask.asked.add(route)
         self._show(route.upstream)
         return Place(self, route, ticket, health.credentials.next(now_s), now_s)
 
     async def _wait(self, ask: Ask, routes: Sequence[Route]) -> Place:
         """Wait for a place; whoever leaves while he waits is out of the queue at once, and holds nothing."""
-        waiter = _Waiter(ask, routes, self._clock())
+        waiter = Waiter(ask, routes, self._clock())
         names = frozenset(route.upstream.name for route in routes)
         if not self._queue.push(ask.key_id, ask.weight, waiter, names, ask.size_bytes):
             crowders = self._queue.crowders(ask.key_id, ask.size_bytes)
@@ -227,7 +227,8 @@ class Balancer:
             self._queue.push(ask.key_id, ask.weight, waiter, names, ask.size_bytes)
         self._waiting[waiter] = None
         self._show_queue(routes)
-        self._metrics.queued(routes[0].upstream.name, self._queue.position(waiter))
+        ahead = self._queue.position(waiter) if len(self._queue) <= _LONG_QUEUE else len(self._queue) - 1
+        self._metrics.queued(routes[0].upstream.name, ahead)
         ask.waits()
         timer = asyncio.get_running_loop().call_later(self._max_wait_s, self._expire, waiter)
         try:
@@ -238,13 +239,13 @@ class Balancer:
         finally:
             timer.cancel()
 
-    def _push_out(self, waiter: _Waiter) -> None:
+    def _push_out(self, waiter: Waiter) -> None:
         """Make room: no key may fill the queue so that others cannot even wait."""
         self._forget(waiter)
         if not waiter.given.done():
             waiter.given.set_exception(self._queue_full(waiter.routes))
 
-    def _forget(self, waiter: _Waiter) -> None:
+    def _forget(self, waiter: Waiter) -> None:
         """It waits no longer, without a place."""
         self._queue.remove(waiter)
         self._waiting.pop(waiter, None)
@@ -255,14 +256,14 @@ class Balancer:
         message = "Too many requests wait for this model."
         return errors.ProxyError(errors.QUEUE_FULL, message, retry_after_s=self._expected_wait_s(routes))
 
-    def _withdraw(self, waiter: _Waiter) -> None:
+    def _withdraw(self, waiter: Waiter) -> None:
         if waiter in self._waiting:
             self._forget(waiter)
         given = waiter.given
         if given.done() and not given.cancelled() and given.exception() is None:
             given.result().leave()  # it came in the very turn in which the waiting ended
 
-    def _expire(self, waiter: _Waiter) -> None:
+    def _expire(self, waiter: Waiter) -> None:
         if not waiter.given.done():
             message = "No upstream had room for this request in time."
             wait_s = self._expected_wait_s(waiter.routes)

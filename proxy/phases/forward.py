@@ -91,9 +91,17 @@ async def forward(
     deadline_s = None if timeouts.total_s is None else began_s + timeouts.total_s
     left_s = None if deadline_s is None else max(0.0, deadline_s - asyncio.get_running_loop().time())
     limits = [limit for limit in (timeouts.first_byte_s, left_s) if limit is not None]
-    stream = await attempt(
-        sending.upstream.pool, sending.request, first_byte_s=min(limits, default=None), tasks=tasks, on_sent=on_sent
-    )
+    most_s = min(limits, default=None)
+    if left_s == 0:
+        raise _out_of_time()
+    try:
+        stream = await attempt(
+            sending.upstream.pool, sending.request, first_byte_s=most_s, tasks=tasks, on_sent=on_sent
+        )
+    except errors.ProxyError as error:
+        if error.kind is errors.UPSTREAM_TIMEOUT and left_s is not None and left_s == most_s:
+            raise _out_of_time() from error
+        raise
     watchdog = Watchdog(
         stream, exchange.downstream, idle_s=timeouts.idle_s, deadline_s=deadline_s, write_stall_s=write_stall_s
     )
@@ -108,6 +116,12 @@ async def forward(
         stream.abort()
         raise
     return Answer(stream, watchdog, kind, first, refuses_usage)
+
+
+def _out_of_time() -> errors.ProxyError:
+    return errors.ProxyError(
+        errors.OUT_OF_TIME, "The time for the whole exchange was over before the upstream answered."
+    )
 
 
 async def read_error(stream: UpstreamStream, watchdog: Watchdog) -> bytes:

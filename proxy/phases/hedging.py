@@ -55,6 +55,8 @@ async def _first_good(running: list[asyncio.Task[Outcome]]) -> asyncio.Task[Outc
         good = [task for task in done if task.exception() is None and _is_good(task.result())]
         if good or not pending:
             return (good or list(done))[0]
+        for task in done:
+            _discard(task)  # it holds its place no longer than it must: the other one decides
 
 
 def _is_good(outcome: Outcome) -> bool:

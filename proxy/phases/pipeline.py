@@ -137,10 +137,12 @@ class Pipeline:
         except Exception as fault:  # noqa: BLE001 - as above
             self._accounting_fault(exchange, fault)
         finally:
-            if findings.answer is not None:
-                findings.answer.close()
-            findings.settlement = settle(account, observation)
-            self._end(exchange, findings)
+            try:
+                if findings.answer is not None:
+                    findings.answer.close()
+            finally:
+                findings.settlement = settle(account, observation)
+                self._end(exchange, findings)
 
     def _accounting_fault(self, exchange: Exchange, fault: Exception) -> None:
         self._metrics.accounting_faults(1)

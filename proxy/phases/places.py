@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -20,9 +21,9 @@ FAILED_STATUSES: Final = frozenset({500, 502, 503, 504, 529})
 class Ask:
     """What an exchange wants: a place on one of `routes`, rather on none of the `tried`.
 
-    `waits` is called when it has to wait. `spends`: an upstream that fails at present may
-    only be asked within its retry budget, because one has worked on it in vain already. `is_counted`: a retry budget
-    has it among its requests. `only`: the one route that will do, where another API key may help.
+    `waits` is called when it has to wait. `spends`: an upstream has worked on it in vain, so that one that was `asked`
+    already, or that fails at present, may only be asked within its retry budget. `is_counted`: a retry budget has it
+    among its requests. `only`: the one route that will do, where another API key may help.
     """
 
     key_id: str
@@ -31,6 +32,7 @@ class Ask:
     routes: Sequence[Route]
     waits: Callable[[], None]
     tried: set[Route] = field(default_factory=set)
+    asked: set[Route] = field(default_factory=set)
     spends: bool = False
     is_counted: bool = False
     only: Route | None = None
@@ -52,7 +54,18 @@ class Keeper(Protocol):
 class Place:
     """A turn at an upstream, from before it is asked until its answer is over. Whoever holds it calls `leave`."""
 
-    __slots__ = ("_has_failed", "_keeper", "_taken_s", "_ticket", "api_key", "route", "was_asked")
+    __slots__ = (
+        "_has_failed",
+        "_keeper",
+        "_taken_s",
+        "_ticket",
+        "api_key",
+        "circuit",
+        "credentials",
+        "route",
+        "was_asked",
+        "was_judged",
+    )
 
     def __init__(self, keeper: Keeper, route: Route, ticket: Ticket, api_key: int, taken_s: float) -> None:
         self.route = route
@@ -60,7 +73,11 @@ class Place:
         self._keeper = keeper
         self._ticket = ticket
         self._has_failed = False
+        # those of the moment: a reload may put others in their place
+        self.circuit = route.upstream.health.circuit
+        self.credentials = route.upstream.health.credentials
         self.was_asked = False  # the upstream was given the request
+        self.was_judged = False  # something came of it
         self._taken_s: float | None = taken_s
 
     @property
@@ -70,6 +87,7 @@ class Place:
 
     def answered(self, status: int, retry_after_s: float | None) -> None:
         """The upstream answered so; `retry_after_s` is what it asked for, if anything."""
+        self.was_judged = True
         if status in FAILED_STATUSES:
             self.failed()
         else:
@@ -77,6 +95,7 @@ class Place:
 
     def failed(self) -> None:
         """It failed, before its answer or in the middle of it."""
+        self.was_judged = True
         if not self._has_failed:
             self._has_failed = True
             self._keeper.failed(self, self._ticket)
@@ -86,3 +105,24 @@ class Place:
         taken_s, self._taken_s = self._taken_s, None
         if taken_s is not None:
             self._keeper.left(self, self._ticket, taken_s)
+
+
+class Waiter:
+    """One exchange in the queue; `given` becomes its place, or the error that ends the waiting."""
+
+    __slots__ = ("ask", "given", "routes", "since_s")
+
+    def __init__(self, ask: Ask, routes: Sequence[Route], since_s: float) -> None:
+        self.ask = ask
+        self.routes = routes
+        self.since_s = since_s
+        self.given: asyncio.Future[Place] = asyncio.get_running_loop().create_future()
+
+
+@dataclass(frozen=True, slots=True)
+class QueueLimits:
+    """How many may wait, with how many bytes of request bodies in all, and for how long."""
+
+    max_waiting: int
+    max_bytes: int
+    max_wait_s: float

@@ -40,16 +40,17 @@ class Prober:
         ticket = circuit.enter(self._clock()) if circuit.is_open else None
         if ticket is None:
             return
-        is_well = False
         try:
             is_well = await self._is_well(upstream, probe)
-        finally:
-            if is_well:
-                circuit.succeeded(ticket, self._clock())
-                upstream.health.is_failing = False
-            else:
-                circuit.failed(ticket, self._clock())
-            self._balancer.changed(upstream)
+        except BaseException:
+            circuit.abandoned(ticket)
+            raise
+        if is_well:
+            circuit.succeeded(ticket, self._clock())
+            upstream.health.is_failing = False
+        else:
+            circuit.failed(ticket, self._clock())
+        self._balancer.changed(upstream)
 
     async def _is_well(self, upstream: Upstream, probe: Probe) -> bool:
         api_key = upstream.health.credentials.next(self._clock())

@@ -104,12 +104,18 @@ class Quotas:
         self._metrics.settled(reservation.key_id, granted.standings, reservation.demand, Demand())
         self._settle(reservation, Demand(), _nothing)
 
-    def settle(self, hold: Hold, used: Demand) -> None:
-        """Charge what was used in place of what was reserved, and free the slot."""
+    def settle(self, hold: Hold, used: Demand, then: Callable[[], None] | None = None) -> None:
+        """Charge what was used in place of what was reserved, and free the slot; `then` is called when that is done."""
         reservation = hold.reservation
         del self._held[reservation.id]
         self._metrics.settled(reservation.key_id, hold.standings, reservation.demand, used)
-        self._settle(reservation, used, functools.partial(self._freed, reservation.key_id))
+
+        def settled() -> None:
+            self._freed(reservation.key_id)
+            if then is not None:
+                then()
+
+        self._settle(reservation, used, settled)
 
     def release(self, hold: Hold) -> None:
         """Free the slot of an exchange that nobody waits for any more; what it used is still to be found out."""

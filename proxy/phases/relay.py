@@ -210,10 +210,12 @@ class _EventRelay:
                 if block:
                     writing, block = write(block), b""  # held by nobody here while a slow client makes this last
                     await writing
+                else:
+                    self._downstream.send_head()  # what came is hidden whole
                 if self._is_whole():
                     self._watchdog.hurry(_AFTER_DONE_S)
-                elif allowance is not None and self._observer.output_tokens() > allowance.tokens:
-                    await allowance.ask_for_more()
+                elif allowance is not None and (seen := self._observer.output_tokens()) > allowance.tokens:
+                    await allowance.ask_for_more(seen)
             else:
                 self._downstream.send_head()  # half an event came: it does not wait for the other half
             block = await read()

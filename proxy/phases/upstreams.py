@@ -75,10 +75,6 @@ class Health:
         """It is not drained, and its circuit is not open: half open is enough to be hopeful."""
         return not self.is_drained and self.circuit.state(now_s) is not State.OPEN
 
-    def may_retry(self, now_s: float) -> bool:
-        """It may be asked what another, or itself, has just failed to do: one that fails only within its budget."""
-        return not self.is_failing or self.budget.may_spend(now_s)
-
 
 class Upstream:
     """Where a model server is, what a request to it looks like, and its connections.

@@ -10,6 +10,8 @@ from proxy.telemetry.label_sets import Children
 from proxy.telemetry.plain_gauge import PlainGauge
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from prometheus_client import CollectorRegistry
 
 # upstreams stand in the configuration: some tens of them, each with some ten results
@@ -68,6 +70,12 @@ class RoutingMetrics:
         """Show what an upstream serves, and its circuit's state: 0 closed, 1 half-open, 2 open."""
         self._in_flight[upstream] = in_flight
         self._circuit[upstream] = circuit
+
+    def forget(self, upstreams: Iterable[str]) -> None:
+        """Show no more where these stand: they are gone from the configuration."""
+        for gauge in (self._in_flight, self._circuit, self._waiting):
+            for name in upstreams:
+                gauge.pop(name, None)
 
     def waiting(self, upstream: str, count: int) -> None:
         """Show how many wait for an upstream; one that may go to several waits for each."""

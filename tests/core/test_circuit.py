@@ -90,8 +90,9 @@ def test_half_open_admits_one_at_a_time() -> None:
     assert subject.admits(COOLDOWN_S)
     assert subject.admits(COOLDOWN_S), "looking takes nothing"
     probe = entered(subject, COOLDOWN_S)
-    assert not subject.admits(COOLDOWN_S + 1000)
-    assert subject.enter(COOLDOWN_S + 1000) is None
+    assert not subject.admits(2 * COOLDOWN_S - 0.01)
+    assert subject.enter(2 * COOLDOWN_S - 0.01) is None
+    assert subject.admits(2 * COOLDOWN_S), "one that takes so long says nothing"
     assert subject.retry_in_s(COOLDOWN_S) == PROBE_WAIT_S
     subject.succeeded(probe, COOLDOWN_S + 1)
     assert subject.state(COOLDOWN_S + 1) is State.CLOSED
@@ -240,3 +241,17 @@ def test_an_answer_that_ends_well_in_between_ends_the_row() -> None:
         if breaks:
             circuit.failed(ticket, 1.0)
     assert circuit.state(1.0) is State.CLOSED
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_of_two_that_try_it_one_after_the_other_either_decides(which: int) -> None:
+    subject = opened()
+    probes = [entered(subject, COOLDOWN_S), entered(subject, 2 * COOLDOWN_S)]
+    subject.succeeded(probes[which], 2 * COOLDOWN_S + 1)
+    assert subject.state(2 * COOLDOWN_S + 1) is State.CLOSED
+    subject = opened()
+    probes = [entered(subject, COOLDOWN_S), entered(subject, 2 * COOLDOWN_S)]
+    subject.failed(probes[which], 2 * COOLDOWN_S + 1)
+    assert subject.state(2 * COOLDOWN_S + 1) is State.OPEN
+    subject.succeeded(probes[1 - which], 2 * COOLDOWN_S + 2)
+    assert subject.state(2 * COOLDOWN_S + 2) is State.OPEN, "it was asked before it opened anew"

@@ -278,4 +278,15 @@ def test_nobody_makes_room_that_would_not_be_enough() -> None:
         assert queue.push("flood", 1, f"flood-{number}", frozenset({"up"}), 10)
     assert queue.crowders("quiet", 95) is None
     assert queue.crowders("quiet", 25) == ["flood-9", "flood-8", "flood-7"]
-    assert queue.crowders("quiet", 90) == [f"flood-{number}" for number in range(9, 0, -1)]
+    assert queue.crowders("quiet", 45) == [f"flood-{number}" for number in range(9, 4, -1)]
+    assert queue.crowders("quiet", 55) is None, "it would have more than is left"
+
+
+def test_who_holds_most_bytes_makes_room_where_these_are_short() -> None:
+    queue: FairQueue[str] = FairQueue(max_waiting=100, max_bytes=1000)
+    for number in range(5):
+        assert queue.push("large", 1, f"large-{number}", frozenset({"up"}), 198)
+    for number in range(6):
+        assert queue.push("many", 1, f"many-{number}", frozenset({"up"}), 1)
+    assert not queue.push("quiet", 1, "quiet", frozenset({"up"}), 100)
+    assert queue.crowders("quiet", 100) == ["large-4"]

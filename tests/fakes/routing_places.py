@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from prometheus_client import CollectorRegistry
 
-from proxy.phases.balancer import Balancer, QueueLimits
-from proxy.phases.places import Ask
+from proxy.phases.balancer import Balancer
+from proxy.phases.places import Ask, QueueLimits
 from proxy.phases.route import Route
 from proxy.telemetry.routing import RoutingMetrics
 from tests.fakes.routes import health, upstream

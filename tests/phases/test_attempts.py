@@ -15,10 +15,10 @@ from proxy.core.retry import RetryPolicy
 from proxy.phases import attempts as attempts_module
 from proxy.phases.admit import Admission
 from proxy.phases.attempts import Attempts
-from proxy.phases.balancer import Balancer, QueueLimits
+from proxy.phases.balancer import Balancer
 from proxy.phases.exchange import Phase
 from proxy.phases.hedging import Hedge
-from proxy.phases.places import Ask
+from proxy.phases.places import Ask, QueueLimits
 from proxy.phases.route import Model, Route, Target
 from proxy.tasks import BackgroundTasks
 from proxy.telemetry.routing import RoutingMetrics
