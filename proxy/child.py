@@ -93,6 +93,8 @@ class Child:
 
     async def does(self, what: Try | Adopt) -> str | None:
         """Have it try or adopt a configuration; None when that is done, else why it cannot."""
+        if self._over.is_set():
+            return None  # who takes its place begins with what is adopted by then
         self._doing = asyncio.get_running_loop().create_future()
         self.channel.send(what)
         try:

@@ -9,10 +9,11 @@ from __future__ import annotations
 import asyncio
 import functools
 import os
+import signal
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 from urllib.parse import urlsplit
 
 import click
@@ -50,9 +51,12 @@ def main() -> None:
 def serve(config_file: Path | None, host: str | None, port: int | None, workers: int | None) -> None:
     """Run the proxy until SIGTERM or Ctrl-C.
 
+    SIGHUP takes over what the configuration says then.
+
     Without a configuration it listens on loopback, makes a key for this run, and forwards to OpenAI if OPENAI_API_KEY
     is set, else to the built-in simulator.
     """
+    _leave_when_told()
     from proxy import serving
     from proxy.config import file
 
@@ -240,6 +244,17 @@ def _banner(served: Served, config_file: Path | None = None) -> None:
     how = "Try it:" if served.key is not None else "Try it, with a key in SLUICE_API_KEY:"
     lines += ["", how, "", served.curl(), ""]
     click.echo("\n".join(lines), err=True)
+
+
+def _leave_when_told() -> None:
+    """End well on a signal that comes before the proxy runs. As the first process of a container nobody else would."""
+
+    def leave(*_: object) -> NoReturn:
+        sys.exit(0)
+
+    signal.signal(signal.SIGTERM, leave)
+    signal.signal(signal.SIGINT, leave)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
 
 def _run(work: Coroutine[Any, Any, None]) -> None:

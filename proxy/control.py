@@ -106,6 +106,8 @@ class Channel:
 
     def send(self, message: Message) -> None:
         """Send a message; to a peer that has ended it goes unheard."""
+        if self.peer_has_ended or self._writer.transport.is_closing():
+            return
         data = _encoder.encode(message)
         self._writer.write(len(data).to_bytes(_LENGTH_BYTES, "big") + data)
 

@@ -36,6 +36,8 @@ from proxy.server.openai_api import Serving
 from proxy.tasks import BackgroundTasks
 
 if TYPE_CHECKING:
+    import ssl
+
     import structlog
 
     from proxy.config.settings import Config
@@ -84,6 +86,7 @@ class Generation:
         self.config = config
         self._standing = standing
         self._chores = BackgroundTasks()
+        self.tls: ssl.SSLContext | None = None  # of the API's listener, where it has a certificate
         self.upstreams = _upstreams(config, before)
         known = {} if before is None else before.upstreams
         self._renewed = {one for name, one in self.upstreams.items() if name in known and known[name] is not one}

@@ -110,7 +110,9 @@ async def _serve(begin: Begin, channel: Channel, api: socket.socket, ops: socket
         async with serving_worker(config, seen, api=api, ops=ops, drained=begin.drained) as worker:
             # a service manager may send it to every process of the service, the supervisor included: a second one from
             # there is no reason to hurry
-            asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, worker.begin_stop, config.shutdown.notice)
+            asyncio.get_running_loop().add_signal_handler(
+                signal.SIGTERM, lambda: worker.begin_stop(worker.config.shutdown.notice)
+            )
             channel.send(Ready())
             tasks.keep(_obey(worker, channel, begin.number), "supervisor")
             await worker.until_stopped()

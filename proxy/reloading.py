@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from proxy.config.changes import Changes, ReloadError, changes
+from proxy.config.changes import Changes, ReloadError, changes, in_force
 from proxy.config.problems import ConfigError
 
 if TYPE_CHECKING:
@@ -41,10 +41,12 @@ class Reloads:
         self._log = log
         self._around = around
         self._turn = asyncio.Lock()
+        self._is_wanted = False
 
     async def reload(self) -> Changes:
         """Serve as the file says now; what differs. Raises `ReloadError`, and logs it, as it does what has changed."""
         async with self._turn:
+            self._is_wanted = False
             self._around(True)
             try:
                 found = await self._take_over()
@@ -57,7 +59,10 @@ class Reloads:
             return found
 
     async def on_signal(self) -> None:
-        """The same for who cannot be told of a failure but by the log."""
+        """The same for who cannot be told of a failure but by the log. One that is about to begin does for all."""
+        if self._is_wanted:
+            return
+        self._is_wanted = True
         try:
             await self.reload()
         except ReloadError:
@@ -71,5 +76,5 @@ class Reloads:
         except OSError as error:
             raise ReloadError([f"{error.filename}: {error.strerror}"]) from error
         found = changes(self._current(), config)
-        await self._adopt(config)
+        await self._adopt(in_force(self._current(), config))
         return found

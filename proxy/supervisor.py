@@ -101,8 +101,8 @@ class Supervisor:
     ) -> None:
         """Serve until a signal says otherwise; return when all workers have drained and ended."""
         loop = asyncio.get_running_loop()
-        loop.add_signal_handler(signal.SIGHUP, on_hangup)
-        loop.add_signal_handler(signal.SIGTERM, self._signalled, self.config.shutdown.notice)
+        loop.add_signal_handler(signal.SIGHUP, lambda: None if self._stop.is_set() else on_hangup())
+        loop.add_signal_handler(signal.SIGTERM, lambda: self._signalled(self.config.shutdown.notice))
         loop.add_signal_handler(signal.SIGINT, self._signalled, 0.0)
         on_ready()
         await self._stop.wait()
@@ -113,6 +113,8 @@ class Supervisor:
         """Have all workers serve as `config` says, if all of them can. Raises `ReloadError`."""
         data = packed(config)
         children = [child for child in self.fleet.children.values() if child.is_ready]
+        if not children:
+            raise ReloadError(["no worker is ready to try it: ask again when one is"])
         found = await asyncio.gather(*(child.does(Try(data)) for child in children))
         if problems := list(dict.fromkeys(why for why in found if why is not None)):
             raise ReloadError(problems)
@@ -120,7 +122,11 @@ class Supervisor:
         for child in self.fleet.children.values():
             if child not in children:
                 child.channel.send(Adopt(data))  # it is starting with the old one
-        await asyncio.gather(*(child.does(Adopt(data)) for child in children))
+        found = await asyncio.gather(*(child.does(Adopt(data)) for child in children))
+        for child, why in zip(children, found, strict=True):
+            if why is not None:
+                self.log.error("worker killed, as it did not take over a reload", worker=child.number, why=why)
+                child.kill()  # the one that takes its place begins with it
 
     def _signalled(self, notice_s: float) -> None:
         loop = asyncio.get_running_loop()
@@ -193,6 +199,8 @@ class Supervisor:
         except OSError as error:
             return f"worker {number} could not be started: {error.strerror or error}"
         self.fleet.joined(child)
+        if begin.config is not self._packed:
+            child.channel.send(Adopt(self._packed))  # there was a reload while it was being started
         if self._stop.is_set():  # it was decided meanwhile
             child.channel.send(Drain(0.0))
         code = await child.ended(functools.partial(self._is_ready, child))

@@ -79,7 +79,6 @@ class Worker:
         self._stop = asyncio.Event()
         self._closing = asyncio.Event()
         self._hurry = asyncio.Event()
-        self._tls_context: ssl.SSLContext | None = None
         self._notice_s = 0.0
         self._is_open = False
         self.port = 0
@@ -89,7 +88,7 @@ class Worker:
         """Open the ledger and listen. Raises `LedgerProblem`, or `OSError` naming an address that cannot be had."""
         self.app = await open_app(self.config, self.metrics, self.log, self._drained)
         self._is_open = True
-        tls = self._tls_context = server_tls(self.config)
+        tls = server_tls(self.config)
         api_socket, ops_socket = self._sockets()
         self.port, self.ops_port = _port(api_socket), _port(ops_socket)
         api = http.server(self.app.api.handle, max_connections=self.max_connections, log=self.log)
@@ -143,8 +142,8 @@ class Worker:
     ) -> None:
         """Serve until a signal says otherwise, then stop in order."""
         loop = asyncio.get_running_loop()
-        loop.add_signal_handler(signal.SIGHUP, on_hangup)
-        loop.add_signal_handler(signal.SIGTERM, self._signalled, self.config.shutdown.notice)
+        loop.add_signal_handler(signal.SIGHUP, lambda: None if self._stop.is_set() else on_hangup())
+        loop.add_signal_handler(signal.SIGTERM, lambda: self._signalled(self.config.shutdown.notice))
         loop.add_signal_handler(signal.SIGINT, self._signalled, 0.0)
         on_ready()
         await self._stop.wait()
@@ -154,11 +153,13 @@ class Worker:
     async def prepare(self, config: Config) -> Generation:
         """What `config` would make of it; nothing has changed yet. Raises `ReloadError`."""
         try:
-            server_tls(config)
-            return await self.app.prepare(config)
+            tls = await asyncio.to_thread(server_tls, config)
+            made = await self.app.prepare(config)
         except (OSError, SQLAlchemyError) as problem:
             reason = str(problem.strerror or problem) if isinstance(problem, OSError) else reason_of(problem)
             raise ReloadError([reason]) from problem
+        made.tls = tls
+        return made
 
     async def adopt(self, config: Config) -> None:
         """Serve as `config` says from now on, as far as that needs no restart. Raises `ReloadError`."""
@@ -168,10 +169,9 @@ class Worker:
         """Serve as `made`; exchanges in flight end as they began."""
         await self.app.change_to(made)
         self.config = made.config
-        certificate = self.config.server.tls
-        if self._tls_context is not None and certificate.certificate is not None:
-            # whoever connects from now on is shown the new one
-            self._tls_context.load_cert_chain(certificate.certificate, certificate.private_key)
+        if made.tls is not None:
+            for listening in self._tls:
+                listening.context = made.tls  # whoever connects from now on is shown its certificate
 
     def _signalled(self, notice_s: float) -> None:
         if self._stop.is_set():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from proxy.config.problems import dotted
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from proxy.config.settings import Config
 
 # what was made when the process began: sockets, the database, the store, the log, the way to the collector
-_FIXED: Final = (
+_FIXED: Final[tuple[tuple[str, ...], ...]] = (
     ("server", "host"),
     ("server", "port"),
     ("server", "workers"),
@@ -43,12 +43,28 @@ class ReloadError(Exception):
         self.problems = problems
 
 
+def _fixed(before: Config, after: Config) -> tuple[tuple[str, ...], ...]:
+    # a certificate can take another's place while a listener listens, but TLS neither begins nor ends then
+    starts_tls = (before.server.tls.certificate is None) != (after.server.tls.certificate is None)
+    return (*_FIXED, ("server", "tls")) if starts_tls else _FIXED
+
+
+def in_force(running: Config, after: Config) -> Config:
+    """What of `after` can be served without a restart, over what is `running`: also a new worker is given no more."""
+    for path in _fixed(running, after):
+        if len(path) == 1:
+            after = structs.replace(after, **{path[0]: getattr(running, path[0])})
+        else:
+            section = getattr(after, path[0])
+            kept = {path[1]: getattr(getattr(running, path[0]), path[1])}
+            after = structs.replace(after, **{path[0]: structs.replace(section, **kept)})
+    return after
+
+
 def changes(before: Config, after: Config) -> Changes:
     """What differs; members that came or went are named whole, and keys by their ids."""
     found = Changes([], [])
-    # a certificate can take another's place while a listener listens, but TLS neither begins nor ends then
-    starts_tls = (before.server.tls.certificate is None) != (after.server.tls.certificate is None)
-    fixed_paths = (*_FIXED, ("server", "tls")) if starts_tls else _FIXED
+    fixed_paths = _fixed(before, after)
     for path in _differences((), before, after):
         is_fixed = any(path[: len(fixed)] == fixed for fixed in fixed_paths)
         (found.need_restart if is_fixed else found.in_force).append(dotted(path))

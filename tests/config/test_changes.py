@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
-from proxy.config.changes import changes
-from proxy.config.settings import Config, KeyConfig, PlanConfig, ServerConfig, ServerTlsConfig
+from proxy.config.changes import changes, in_force
+from proxy.config.settings import Config, KeyConfig, OpsConfig, PlanConfig, ServerConfig, ServerTlsConfig
 from proxy.config.upstreams import UpstreamConfig
 from proxy.config.values import Secret
 
@@ -50,3 +50,14 @@ def test_what_was_made_at_the_start_needs_a_restart() -> None:
     renewed = msgspec.structs.replace(server, tls=ServerTlsConfig("new", "k"))
     both = (msgspec.structs.replace(BEFORE, server=one) for one in (server, renewed))
     assert changes(*both) == (["server.tls.certificate"], [])
+
+
+def test_what_needs_a_restart_stays_as_it_runs_and_is_named_again() -> None:
+    after = msgspec.structs.replace(
+        BEFORE, server=ServerConfig(port=1, workers=3, write_stall=5.0), ops=OpsConfig(port=7), plans={}
+    )
+    served = in_force(BEFORE, after)
+    assert (served.server.port, served.server.workers, served.ops) == (8080, 1, BEFORE.ops)
+    assert (served.server.write_stall, served.plans) == (5.0, {})
+    assert changes(served, after) == ([], ["server.port", "server.workers", "ops.port"])
+    assert changes(served, BEFORE).need_restart == []

@@ -139,3 +139,18 @@ async def test_a_worker_that_dies_comes_back_with_the_new_configuration(scene: S
     await until_ready(scene.proxy)
     assert {await scene.status(key="e" * 20) for _ in range(10)} == {200}
     assert {await scene.status() for _ in range(10)} == {401}
+
+
+@pytest.mark.parametrize("scene", [2], indirect=True)
+async def test_a_worker_that_comes_later_runs_on_what_the_others_run_on(scene: Scene, tmp_path: Path) -> None:
+    """The ledger's address needs a restart: one worker with another ledger would lose what it writes there."""
+    other = {"url": f"sqlite:///{tmp_path / 'other.db'}"}
+    for _ in range(2):
+        line = await scene.reload(ledger=other)
+        assert line["need_restart"] == ["ledger.url"], "as long as it is so"
+    next(iter(scene.proxy.workers.values())).kill()
+    await until(lambda: scene.events("worker died"), "it is missed", LONG_S)
+    await until_ready(scene.proxy)
+    assert {await scene.status() for _ in range(10)} == {200}
+    assert not (tmp_path / "other.db").exists()
+    assert (await scene.reload())["need_restart"] == []

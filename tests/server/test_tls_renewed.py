@@ -48,3 +48,23 @@ async def test_a_renewed_certificate_is_shown_from_the_reload_on(tmp_path: Path)
         server = msgspec.structs.replace(proxy.worker.config.server, tls=missing)
         with pytest.raises(ReloadError, match=r"server\.tls"):
             await proxy.worker.adopt(msgspec.structs.replace(proxy.worker.config, server=server))
+
+
+async def test_a_certificate_with_another_kind_of_key_is_shown_too(tmp_path: Path) -> None:
+    ca, pem = trustme.CA(), tmp_path / "server.pem"
+    trust = ssl.create_default_context()
+    ca.configure_trust(trust)
+
+    def renew(kind: trustme.KeyType) -> None:
+        ca.issue_cert("localhost", key_type=kind).private_key_and_cert_chain_pem.write_to_path(pem)
+
+    renew(trustme.KeyType.ECDSA)
+    tls = ServerTlsConfig(certificate=str(pem), private_key=str(pem))
+    async with AnsweringUpstream() as upstream, running(upstream.url, server={"tls": tls}) as proxy:
+        async with await RecordingClient.connect(proxy.port, trust) as before:
+            old = shown(before)
+        renew(trustme.KeyType.RSA)
+        await proxy.worker.adopt(proxy.worker.config)
+        async with await RecordingClient.connect(proxy.port, trust) as after:
+            assert shown(after) != old
+            assert (await after.ask("POST", CHAT, {"model": "m", "messages": []})).status == 200
