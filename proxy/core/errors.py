@@ -94,7 +94,7 @@ UPSTREAM_CONNECT_TIMEOUT = ErrorKind(
 )
 UPSTREAM_TIMEOUT = ErrorKind("upstream_timeout", 504, _SERVER, "upstream_timeout", Blame.UPSTREAM, Repeat.BY_POLICY)
 # the time for the whole exchange is over, however quick this upstream may be
-OUT_OF_TIME = ErrorKind("upstream_timeout", 504, _SERVER, "upstream_timeout", Blame.SLUICE)
+OUT_OF_TIME = ErrorKind("upstream_timeout", 504, _SERVER, "upstream_timeout", Blame.UPSTREAM)
 UPSTREAM_PROTOCOL_ERROR = ErrorKind(
     "upstream_protocol_error", 502, _SERVER, "upstream_protocol_error", Blame.UPSTREAM, Repeat.BY_POLICY
 )

@@ -189,7 +189,8 @@ class Attempts:
                 raise
             error = failure
             result = failure.kind.outcome
-            place.failed()
+            if failure.kind is not errors.OUT_OF_TIME:  # it was slow with what others left of the time
+                place.failed()
         finally:
             if answer is None:
                 place.leave()

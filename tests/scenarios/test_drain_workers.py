@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from tests.fakes.served import Served
 
 # 500 streams of 10 s in the full measure
-STREAMS: Final = int(os.environ.get("SLUICE_TEST_DRAIN_STREAMS", "100"))
-STREAM_S: Final = float(os.environ.get("SLUICE_TEST_DRAIN_STREAM_S", "3"))
+STREAMS: Final = int(os.environ.get("SLUICE_TEST_DRAIN_STREAMS", "60"))
+STREAM_S: Final = float(os.environ.get("SLUICE_TEST_DRAIN_STREAM_S", "2"))
 EVENTS: Final = 10
 QUICK: Final = {"model": "sim-fast", "messages": [{"role": "user", "content": "hi"}]}
 DONE: Final = b"data: [DONE]\n\n"

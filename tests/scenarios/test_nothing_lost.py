@@ -1,6 +1,6 @@
 """Promise 8: `kill -9` under load loses nothing. Whatever a client saw a byte of is in the ledger, once.
 
-The proxy is killed SLUICE_TEST_ROUNDS times (5 unless that says otherwise), each time at a drawn moment, and started
+The proxy is killed SLUICE_TEST_ROUNDS times (3 unless that says otherwise), each time at a drawn moment, and started
 again on the same ledger.
 """
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Engine
 
-ROUNDS: Final = int(os.environ.get("SLUICE_TEST_ROUNDS", "5"))
+ROUNDS: Final = int(os.environ.get("SLUICE_TEST_ROUNDS", "3"))
 LONGEST_LOAD_S: Final = 0.3
 SEED: Final = 8
 RESERVED_OUTPUT: Final = 500

@@ -1,7 +1,7 @@
 """Promise 3 and 7: one exchange at a time, and its slot is free the moment its client is gone, a thousand times over.
 
 Nobody waits for the abort to be noticed: the next request is sent in the same turn of the loop. Between two workers it
-is sent SLUICE_TEST_ROUNDS times (100 unless that says otherwise): one looks every 25 ms whether the other freed a slot.
+is sent SLUICE_TEST_ROUNDS times (40 unless that says otherwise): one looks every 25 ms whether the other freed a slot.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.xdist_group("quota-one-slot"), pytest.mark.timeout(120)]
 
 ROUNDS: Final = 1000
-ROUNDS_BETWEEN_TWO: Final = int(os.environ.get("SLUICE_TEST_ROUNDS", "100"))
+ROUNDS_BETWEEN_TWO: Final = int(os.environ.get("SLUICE_TEST_ROUNDS", "40"))
 CHAT: Final = "/v1/chat/completions"
 STREAM: Final = {"model": "m", "stream": True, "max_tokens": 20, "messages": [{"role": "user", "content": "hi"}]}
 # where in the body its client leaves: at its start, after an event, in the middle of one, after many

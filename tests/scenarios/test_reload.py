@@ -109,6 +109,7 @@ async def test_streams_under_way_end_as_they_began(scene: Scene) -> None:
         assert body.endswith(b"data: [DONE]\n\n")
 
 
+@pytest.mark.parametrize("scene", [2], indirect=True)
 async def test_a_file_with_mistakes_changes_nothing_and_says_why(scene: Scene) -> None:
     line = await scene.reload("reload refused", plans={"one": {"request": ["1/day"]}}, keys=[])
     assert any("plans.one" in problem and "requests" in problem for problem in line["why"])
