@@ -101,8 +101,7 @@ async def start(
 ) -> Served:
     """Start it on `config`, which JSON writes as YAML, with more `words` on its command line; not yet listening."""
     file = folder / "sluice.yaml"
-    # the same as none, but for a tokenizer's table that takes a quarter of a second to load
-    file.write_text(json.dumps({"models": {"*": {}}, **config}))
+    file.write_text(json.dumps(config))
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "proxy", "serve", "--config", str(file), *words),
         cwd=_ROOT,

@@ -200,8 +200,8 @@ class Look(NamedTuple):
 
 
 async def test_a_client_that_waits_as_told_is_served(redis_url: str, ledger_url: str, tmp_path: Path) -> None:
-    """250 at once where some 160 fit: the SDK asks again when it is told to, until all are served."""
-    window_s, count, processes = 3, 250, 4
+    """400 at once where some 160 fit: the SDK asks again when it is told to, until all are served."""
+    window_s, count, processes = 3, 400, 4
     async with AnsweringUpstream(answer) as upstream:
         plan = {"tokens": [f"{LIMIT}/{window_s} seconds"]}
         config = configuration(upstream.url, store=store(redis_url), ledger=ledger_url, plan=plan)

@@ -43,7 +43,7 @@ class Scene:
     async def reload(self, outcome: str = "reloaded", **sections: Any) -> dict[str, Any]:
         """Write the file with other sections and signal; the line that tells of it."""
         before = len(self.events(outcome))
-        self._file.write_text(json.dumps({"models": {"*": {}}, **self.config, **sections}))
+        self._file.write_text(json.dumps({**self.config, **sections}))
         self.proxy.process.send_signal(signal.SIGHUP)
         await until(lambda: len(self.events(outcome)) > before, f"a line {outcome!r}", LONG_S)
         return self.events(outcome)[-1]

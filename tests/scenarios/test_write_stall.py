@@ -129,6 +129,6 @@ async def test_a_client_that_leaves_a_finished_answer_unread_is_cut(wire: str, c
                 await asyncio.sleep(0)
         assert not exchange.downstream.is_waiting
         await peer.send(chunk(LAST) + b"0\r\n\r\n")
-        await until(lambda: exchange.downstream.is_waiting, "the end of the answer to wait for the client")
+        await until(lambda: exchange.downstream.is_waiting, "the end of the answer to wait for the client", 30)
         await until(lambda: len(proxy.worker.app.live) == 0, "the cut")
         await assert_cut(proxy, client)
