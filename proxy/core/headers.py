@@ -239,14 +239,5 @@ def header(received: Iterable[tuple[bytes, bytes]], name: bytes) -> bytes | None
     return None
 
 
-def header_tokens(received: Iterable[tuple[bytes, bytes]], name: bytes) -> set[bytes]:
-    """The comma-separated members of every header `name`, in lower case (RFC 9110 section 5.6.1)."""
-    found: set[bytes] = set()
-    for raw, value in received:
-        if raw.lower() == name:
-            found |= _tokens(value)
-    return found
-
-
 def _tokens(value: bytes) -> set[bytes]:
     return {token for part in value.lower().split(b",") if (token := part.strip())}

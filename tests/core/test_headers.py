@@ -15,7 +15,6 @@ from proxy.core.headers import (
     RawHeaders,
     Stop,
     header,
-    header_tokens,
     to_downstream,
     to_upstream,
 )
@@ -123,12 +122,6 @@ def test_header_is_the_first_of_its_name() -> None:
     received = [(b"X-One", b"1"), (b"x-two", b"2"), (b"X-TWO", b"3")]
     assert header(received, b"x-two") == b"2"
     assert header(received, b"x-twa") is None
-
-
-def test_header_tokens_are_gathered_from_every_occurrence() -> None:
-    received = [(b"Transfer-Encoding", b"gzip,, Chunked "), (b"te", b"trailers"), (b"transfer-encoding", b"BR")]
-    assert header_tokens(received, b"transfer-encoding") == {b"gzip", b"chunked", b"br"}
-    assert header_tokens(received, b"connection") == set()
 
 
 def test_what_scripts_may_read_crosses_or_is_ours_and_what_sdks_send_is_allowed() -> None:
