@@ -203,7 +203,10 @@ async def _read_whole(exchange: Exchange, max_request_bytes: int) -> bytes:
     announced = exchange.body.content_length
     if announced is not None and announced > max_request_bytes:
         raise _too_large(max_request_bytes, f"({announced} bytes announced)")
-    held = bytearray()
+    whole = exchange.body.take_whole()
+    if whole is not None and len(whole) <= max_request_bytes:
+        return whole
+    held = bytearray(whole or b"")
     while piece := await exchange.body.read():
         held += piece
         if len(held) > max_request_bytes:

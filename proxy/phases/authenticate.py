@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from proxy.core import errors
-from proxy.core.headers import header
 from proxy.core.limits import KeyLimits, Terms, merged, parse_limits
 from proxy.core.quota import Kind
 
@@ -28,6 +27,8 @@ if TYPE_CHECKING:
 
 # where credentials may stand; the first two are also where Sluice looks for its own keys
 CREDENTIAL_HEADERS = frozenset({b"authorization", b"api-key", b"x-api-key"})
+_KEY_HEADERS: Final = (b"authorization", b"api-key")
+_KEY_HEADER_LENGTHS: Final = frozenset(map(len, _KEY_HEADERS))
 _INCORRECT = "Incorrect API key provided."
 _MISSING = (
     "You didn't provide an API key. Send it in an Authorization header using Bearer auth "
@@ -185,12 +186,11 @@ def secret_of(credential: tuple[bytes, bytes]) -> bytes:
 
 def presented_secrets(headers: RawHeaders) -> list[bytes]:
     """The credentials a request carries: `Authorization: Bearer`, then `api-key` as Azure SDKs send it."""
-    found = []
-    for name in (b"authorization", b"api-key"):
-        value = header(headers, name)
-        if value is not None and (secret := secret_of((name, value))):
-            found.append(secret)
-    return found
+    found: dict[bytes, bytes] = {}
+    for raw, value in headers:
+        if len(raw) in _KEY_HEADER_LENGTHS and (name := raw.lower()) in _KEY_HEADERS and name not in found:
+            found[name] = secret_of((name, value))
+    return [secret for name in _KEY_HEADERS if (secret := found.get(name))]
 
 
 def authenticate(headers: RawHeaders, keyring: Keyring, now_s: float) -> Principal:

@@ -7,12 +7,14 @@ returns, and the next one takes it.
 from __future__ import annotations
 
 import enum
-import secrets
+import random
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from proxy.core.ending import StreamShape
     from proxy.core.headers import RawHeaders
     from proxy.phases.tracing import Trace
@@ -38,7 +40,8 @@ class Endpoint:
 
 def new_exchange_id() -> str:
     """What `x-sluice-id` says and the log line has. The time comes first, so that rows of the ledger stay in order."""
-    return f"sl_{time.time_ns() // 1_000_000:011x}{secrets.token_hex(8)}"
+    unlike = random.getrandbits(64)  # ids are no secrets: they must only differ
+    return f"sl_{time.time_ns() // 1_000_000:011x}{unlike:016x}"
 
 
 class Phase(enum.Enum):
@@ -93,6 +96,9 @@ class RequestBody(Protocol):
     def received_bytes(self) -> int:
         """How much of it was read so far."""
 
+    def take_whole(self) -> bytes | None:
+        """All of the body where it is there and nothing of it was read; else None, and `read` gives it in pieces."""
+
     async def read(self) -> bytes:
         """The next bytes, b"" at the end.
 
@@ -119,7 +125,7 @@ class Downstream(Protocol):
     def sent_bytes(self) -> int:
         """Body bytes written so far."""
 
-    async def start(self, status: int, headers: RawHeaders, content_length: int | None) -> None:
+    def start(self, status: int, headers: RawHeaders, content_length: int | None) -> None:
         """Pass the commit point; the head goes out with the first bytes, or by `send_head`.
 
         Without a length the body is chunked (until EOF for an HTTP/1.0 client).
@@ -135,7 +141,17 @@ class Downstream(Protocol):
         """
 
     def write_now(self, data: bytes) -> None:
-        """Write `data` without waiting; for a comment between events of a stream that is silent."""
+        """Write `data` in one piece, without waiting; nothing when the client has left."""
+
+    @property
+    def is_full(self) -> bool:
+        """Something was written that the client's kernel did not take: before more is written, the client must read."""
+
+    def when_drained(self, resume: Callable[[], None] | None) -> None:
+        """Have `resume` called each time the client has taken what was kept for it; None to end that."""
+
+    def write_comment(self, data: bytes) -> None:
+        """Write what is no part of the upstream's answer, without waiting: between events of a silent stream."""
 
     async def finish(self) -> None:
         """End the body well, and wait until the client's kernel has all of it."""

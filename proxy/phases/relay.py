@@ -113,7 +113,7 @@ async def _start(
             headers.append((b"Content-Type", b"text/event-stream"))
         if header(headers, b"cache-control") is None:
             headers.append((b"Cache-Control", b"no-cache"))
-    await exchange.downstream.start(answer.stream.head.status, headers, content_length)
+    exchange.downstream.start(answer.stream.head.status, headers, content_length)
 
 
 async def _relay_opaque(exchange: Exchange, answer: Answer, observer: Observer) -> Relayed:
@@ -278,7 +278,7 @@ class _EventRelay:
         """Keep idle proxies on the way from cutting a silent stream (protocol.md section 4)."""
         scanner = self._scanner
         if scanner.at_boundary and not scanner.id_seen and not scanner.done and not self._downstream.is_waiting:
-            self._downstream.write_now(KEEPALIVE_COMMENT)
+            self._downstream.write_comment(KEEPALIVE_COMMENT)
 
     def _error_event(self, error: errors.ProxyError) -> bytes:
         if self._exchange.endpoint.shape is StreamShape.RESPONSES:

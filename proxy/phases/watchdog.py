@@ -74,7 +74,7 @@ class StallWatch:
 async def send_whole(downstream: Downstream, status: int, headers: RawHeaders, body: bytes, watch: StallWatch) -> None:
     """Send an answer of Sluice's own, whole, under `watch`. Raises `ConnectionError` when the client has left."""
     try:
-        await downstream.start(status, headers, len(body) if body else None)
+        downstream.start(status, headers, len(body) if body else None)
         if body:
             await downstream.write(body)
         await downstream.finish()

@@ -11,7 +11,7 @@ import msgspec
 from msgspec import inspect
 
 from proxy.core import errors
-from proxy.server.downstream import RequestBody
+from proxy.server.request_body import RequestBody
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence

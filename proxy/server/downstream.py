@@ -4,81 +4,56 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import functools
 import socket
 import struct
 import termios
 import time
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Final, cast
 
 from aiohttp import HttpVersion11, web
-from multidict import CIMultiDict
-
-from proxy.core import errors
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from aiohttp.http_writer import StreamWriter
-
     from proxy.core.headers import RawHeaders
+    from proxy.server.http import Connection
 
 # a client that is cut gets what was written before, for so long; then the connection is dropped with it
 _CUT_LINGER_S: Final = 5.0
-# a body must come in within `request_read_timeout`, and as much longer as it takes at this rate: a slow line may
-# upload 25 MB, a client that sends a byte a second may not hold a connection for a day (Apache's mod_reqtimeout)
-_MIN_BYTES_PER_S: Final = 65536
-
-
-class RequestBody:
-    """The request body as aiohttp hands it out, with a deadline."""
-
-    def __init__(self, request: web.BaseRequest, read_timeout_s: float) -> None:
-        self.received_bytes = 0
-        self.is_empty = not request.body_exists
-        self.content_length = 0 if self.is_empty else request.content_length
-        self._request = request
-        self._content = request.content
-        self._expects_continue = "Expect" in request.headers and request.version >= HttpVersion11
-        self._timeout_s = read_timeout_s
-        self._waited_s = 0.0
-
-    async def read(self) -> bytes:
-        """The next bytes, b"" at the end. Raises `ProxyError` 400 or 408, `ConnectionError` when the client left."""
-        if self.is_empty:
-            return b""
-        if self._expects_continue:
-            self._expects_continue = False
-            if self._request.transport is not None:
-                self._request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        try:
-            data = self._content.read_nowait(-1) or await self._wait()
-        except web.RequestPayloadError as error:
-            raise errors.ProxyError(errors.BAD_REQUEST, "The request's body is not framed as HTTP says.") from error
-        self.received_bytes += len(data)
-        return data
-
-    async def _wait(self) -> bytes:
-        """Wait for the client. Only this counts: while a slow upstream holds an upload up, its client is not late."""
-        loop = asyncio.get_running_loop()
-        late = errors.ProxyError(errors.REQUEST_TIMEOUT, "The request's body did not arrive in time.")
-        began_s = loop.time()
-        allowed_s = self._timeout_s + self.received_bytes / _MIN_BYTES_PER_S
-        timer = loop.call_at(began_s + allowed_s - self._waited_s, self._content.set_exception, late)
-        try:
-            return await self._content.readany()
-        finally:
-            timer.cancel()
-            self._waited_s += loop.time() - began_s
 
 
 class Downstream:
-    """Writes the answer. `extra` headers go with any answer to this request (CORS).
+    """Writes the answer, head and all: of a request that costs 60 µs, aiohttp's responses would take 30.
 
-    `is_last` is asked when the head goes out, which may be long after the request came: it ends keep-alive.
+    `extra` headers go with any answer to this request (CORS). `is_last` is asked when the head goes out, which may be
+    long after the request came: it ends keep-alive.
     """
 
+    __slots__ = (
+        "_chunked",
+        "_connection",
+        "_ends_by_closing",
+        "_extra",
+        "_head",
+        "_is_bodiless",
+        "_is_last",
+        "_paused_s",
+        "_pauses",
+        "_request",
+        "_written_bytes",
+        "answered",
+        "first_byte_s",
+        "is_cut",
+        "is_waiting",
+        "sent_bytes",
+        "started",
+    )
+
     def __init__(self, request: web.BaseRequest, extra: RawHeaders, *, is_last: Callable[[], bool]) -> None:
-        self.response: web.StreamResponse | None = None
+        self.started = False
+        self.answered = _CLOSES  # what aiohttp is told of the answer
         self.sent_bytes = 0
         self.first_byte_s: float | None = None
         self.is_waiting = False
@@ -86,34 +61,60 @@ class Downstream:
         self._pauses = 0
         self._paused_s = 0.0
         self._request = request
+        self._connection = cast("Connection", request.protocol)
         self._extra = extra
         self._is_last = is_last
-        self._writer: StreamWriter | None = None
-        self._is_head = request.method == "HEAD"
+        self._head = b""  # waits for the first bytes of the body: one packet, one system call
+        self._chunked = False
+        self._is_bodiless = False
         self._ends_by_closing = False
-
-    @property
-    def started(self) -> bool:
-        """The head went out."""
-        return self.response is not None
+        self._written_bytes = 0
 
     @property
     def backpressure(self) -> tuple[int, float]:
         """How often a write waited for the client, and for how many seconds in all."""
         return self._pauses, self._paused_s
 
-    async def start(self, status: int, headers: RawHeaders, content_length: int | None) -> None:
+    @property
+    def is_full(self) -> bool:
+        """The transport keeps bytes that the client's kernel does not take."""
+        return self._connection.writing_paused
+
+    def when_drained(self, resume: Callable[[], None] | None) -> None:
+        """Have `resume` called each time the client has taken what was kept; None to end that."""
+        self._connection.on_resume = resume
+
+    def start(self, status: int, headers: RawHeaders, content_length: int | None) -> None:
         """Make the head, which goes out with the first bytes behind it; without a length the body is chunked."""
-        self.response = _Response(status=status, headers=_decoded([*headers, *self._extra]))
-        self.response.headers["Server"] = "sluice"
-        if self._is_last() or self._is_out_of_step():
-            self.response.force_close()
+        request = self._request
+        is_current = request.version >= HttpVersion11
+        self.started = True
+        self._is_bodiless = request.method == "HEAD" or status in _BODILESS or status < 200
+        named = [*headers, *self._extra]
+        block = b"".join([b"%b: %b\r\n" % pair for pair in named])
+        if block.count(b"\n") != len(named) or block.count(b"\r") != len(named):
+            raise ValueError("a header holds a line end")
+        framing = b""
         if content_length is not None:
-            self.response.content_length = content_length
-        elif self._request.version < HttpVersion11:
-            self._ends_by_closing = True
-            self.response.force_close()  # aiohttp would keep alive what only a close can end
-        self._writer = cast("StreamWriter", await self.response.prepare(self._request))
+            if status >= 200 and status != HTTPStatus.NO_CONTENT:
+                framing = b"Content-Length: %d\r\n" % content_length
+        elif not self._is_bodiless:
+            self._chunked = is_current
+            self._ends_by_closing = not is_current
+            framing = b"Transfer-Encoding: chunked\r\n" if is_current else b""
+        goes_on = b"" if is_current else b"Connection: keep-alive\r\n"
+        if request.keep_alive and not (self._ends_by_closing or self._is_last() or self._is_out_of_step()):
+            self.answered = _KEEPS_ALIVE
+        else:
+            goes_on = b"Connection: close\r\n" if is_current else b""
+        date = self._connection.date()
+        self._head = b"%b%bServer: sluice\r\n%b%bDate: %b\r\n\r\n" % (
+            _status_line(status, is_current=is_current),
+            block,
+            framing,
+            goes_on,
+            date,
+        )
 
     def _is_out_of_step(self) -> bool:
         """The body broke off, or the client waits for leave to send it: what comes next may be that, or a request."""
@@ -122,59 +123,73 @@ class Downstream:
 
     async def write(self, data: bytes) -> None:
         """Write `data` in one piece, then wait while the client is slow. Raises `ConnectionError` when it has left."""
-        writer = self._writer
-        if writer is None or self._is_head:
-            return
-        if self.first_byte_s is None:
-            self.first_byte_s = time.perf_counter()
-        self.sent_bytes += len(data)
-        await writer.write(data, drain=False)
+        transport = self._connection.transport
+        if transport is None or transport.is_closing():
+            raise ConnectionResetError("the client has left")
+        self.write_now(data)
         del data  # the transport has its own copy, and the client may be slow
-        if self._request.protocol.writing_paused:
-            await self._drain(writer)
+        if self._connection.writing_paused:
+            await self._drain()
+
+    def write_now(self, data: bytes) -> None:
+        """Write `data` in one piece, without waiting; nothing when the client has left."""
+        if not self._is_bodiless:
+            if self.first_byte_s is None:
+                self.first_byte_s = time.perf_counter()
+            self.sent_bytes += len(data)
+            self._send(b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data)
+
+    def write_comment(self, data: bytes) -> None:
+        """Write what is no part of the upstream's answer, between two events of a silent stream."""
+        if self.started and not self._is_bodiless:
+            self._send(b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data)
 
     def send_head(self) -> None:
         """Send the head by itself, because nothing is there yet to go out with it; nothing if it is out."""
-        if self._writer is not None:
-            self._writer.send_headers()
+        if self._head:
+            self._send(b"")
 
-    def write_now(self, data: bytes) -> None:
-        """Write a chunk without waiting, between two events of a silent stream."""
-        transport = self._request.transport
-        if transport is not None and not transport.is_closing() and self._writer is not None:
-            self._writer.send_headers()
-            self._writer.output_size += len(data)
-            framed = b"%x\r\n%b\r\n" % (len(data), data) if self._writer.chunked else data
-            transport.write(framed)
+    def _send(self, data: bytes) -> None:
+        """Hand bytes to the transport, behind the head where that is not out."""
+        if self._head:
+            data = self._head + data
+            self._head = b""
+            self._request.writer.output_size = len(data)  # asked when the handler fails: an answer has begun
+        transport = self._connection.transport
+        if transport is not None and not transport.is_closing():
+            self._written_bytes += len(data)
+            transport.write(data)
 
-    async def _drain(self, writer: StreamWriter) -> None:
+    async def _drain(self) -> None:
         began_s = time.perf_counter()
         self._pauses += 1
         self.is_waiting = True
         try:
-            await writer.drain()
+            await self._request.writer.drain()
         finally:
             self.is_waiting = False
             self._paused_s += time.perf_counter() - began_s
 
     async def finish(self) -> None:
         """End the body, and wait until the kernel has all of it: only then has the client a whole answer to read."""
-        writer, transport = self._writer, self._request.transport
-        if self.response is None or writer is None:
+        transport = self._connection.transport
+        ending = b"0\r\n\r\n" if self._chunked else b""
+        if transport is None or transport.is_closing():
+            if ending or self._head:
+                raise ConnectionResetError("the client left before it had the whole answer")
             return
-        await self.response.write_eof()
-        if transport is not None and transport.get_write_buffer_size():
-            transport.set_write_buffer_limits(high=0)
-            await self._drain(writer)
+        if ending or self._head:
+            self._send(ending)
+        if transport.get_write_buffer_size():
+            await self._drain()
             if transport.is_closing():
                 raise ConnectionResetError("the client left before it had the whole answer")
-            transport.set_write_buffer_limits()
 
     def cut(self) -> None:
         """End the connection without ending the body; what was written before still goes out, for a while."""
         self.is_cut = True
         self.send_head()
-        transport = self._request.transport
+        transport = self._connection.transport
         if transport is not None and self._ends_by_closing:
             _reset(transport)  # a close would look like the body's end
         elif transport is not None:
@@ -184,22 +199,40 @@ class Downstream:
     def abort(self) -> None:
         """Drop the connection at once."""
         self.is_cut = True
-        if self._request.transport is not None:
-            self._request.transport.abort()
+        if self._connection.transport is not None:
+            self._connection.transport.abort()
 
     def acknowledged_bytes(self) -> int | None:
         """A count that grows whenever the client's kernel acknowledges bytes; None when nothing is outstanding."""
-        transport = self._request.transport
-        if transport is None or self._writer is None:
+        transport = self._connection.transport
+        if transport is None:
             return None
         outstanding = transport.get_write_buffer_size() + _unacknowledged(transport)
-        return None if outstanding == 0 else self._writer.output_size - outstanding
+        return None if outstanding == 0 else self._written_bytes - outstanding
 
 
-class _Response(web.StreamResponse):
-    """One whose head waits for the first bytes of its body: two packets and two system calls are one too many."""
+class _Answered:
+    """An answer that is out already, as aiohttp sees it: all it asks is whether the connection goes on."""
 
-    _send_headers_immediately = False
+    def __init__(self, *, keep_alive: bool) -> None:
+        self.keep_alive = keep_alive
+
+    async def prepare(self, _request: web.BaseRequest) -> None:
+        """Make the head: done."""
+
+    async def write_eof(self) -> None:
+        """End the body: done."""
+
+
+_KEEPS_ALIVE: Final = cast("web.StreamResponse", _Answered(keep_alive=True))
+_CLOSES: Final = cast("web.StreamResponse", _Answered(keep_alive=False))
+_BODILESS: Final = frozenset({HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED})  # RFC 9112 section 6.3
+_REASONS: Final = {status.value: status.phrase.encode("ascii") for status in HTTPStatus}
+
+
+@functools.cache
+def _status_line(status: int, *, is_current: bool) -> bytes:
+    return b"HTTP/1.%d %d %b\r\n" % (is_current, status, _REASONS.get(status, b""))
 
 
 def _unacknowledged(transport: asyncio.Transport) -> int:
@@ -216,8 +249,3 @@ def _reset(transport: asyncio.Transport) -> None:
     """End the connection with a RST, which no client takes for an end of file."""
     transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     transport.abort()
-
-
-def _decoded(headers: RawHeaders) -> CIMultiDict[str]:
-    """Headers as aiohttp takes them. It writes UTF-8; what is not UTF-8 cannot cross unchanged."""
-    return CIMultiDict((name.decode("ascii"), value.decode("utf-8", "replace")) for name, value in headers)

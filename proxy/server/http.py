@@ -5,6 +5,8 @@ It is aiohttp's low-level server: our own route table costs less than its router
 
 from __future__ import annotations
 
+import time
+from email.utils import formatdate
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from aiohttp import web
@@ -30,8 +32,10 @@ _LINGER_S: Final = 5.0
 _REFUSED_LINGER_S: Final = 1.0
 _MAX_REFUSED: Final = 64
 _HEAD_LINE_BYTES: Final = 16384
-# above it a write waits for the client; asyncio's defaults are 64 KiB, and 512 KiB with TLS
-MAX_UNSENT_BYTES: Final = 16384
+# What the client's kernel does not take at once is too much already: then nothing more is read upstream, and uvloop
+# tries each write where it is made. Of TLS a byte may wait, as its transports compare with "not less".
+_MAX_UNSENT_BYTES: Final = 0
+_MAX_UNSENT_BYTES_TLS: Final = 1
 # a body is taken from the socket in pieces of at most twice this, and held no further
 _READ_BYTES: Final = 65536
 
@@ -71,6 +75,14 @@ class Server(web.Server):
         self._connection_kwargs = kwargs | {"loop": self._loop}
         self._connection_kwargs.pop("handler_cancellation", None)
         self.hangups = Hangups()
+        self._date = 0, b""  # as of a second since 1970
+
+    def date(self) -> bytes:
+        """The time of day as the header `Date` has it (RFC 9110 section 5.6.7), worked out once a second."""
+        now_s = time.time_ns() // 1_000_000_000
+        if now_s != self._date[0]:
+            self._date = now_s, formatdate(now_s, usegmt=True).encode("ascii")
+        return self._date[1]
 
     @property
     def open_connections(self) -> int:
@@ -94,12 +106,13 @@ class Server(web.Server):
 class Connection(RequestHandler):
     """A client's connection."""
 
-    __slots__ = ("_server", "_watched")
+    __slots__ = ("_server", "_watched", "on_resume")
 
     def __init__(self, server: Server, **kwargs: Any) -> None:
         super().__init__(server, **kwargs)
         self._server = server
         self._watched: tuple[int, asyncio.Transport] | None = None  # by `Server.hangups`
+        self.on_resume: Callable[[], None] | None = None  # the client has taken all that was kept for it
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take the connection, or refuse it with an answer when there are too many."""
@@ -111,7 +124,8 @@ class Connection(RequestHandler):
 
     def _adopt(self, transport: asyncio.Transport) -> None:
         """What aiohttp leaves undone on a new connection."""
-        transport.set_write_buffer_limits(high=MAX_UNSENT_BYTES)
+        is_tls = transport.get_extra_info("sslcontext") is not None
+        transport.set_write_buffer_limits(high=_MAX_UNSENT_BYTES_TLS if is_tls else _MAX_UNSENT_BYTES)
         self._watched = transport.get_extra_info("socket").fileno(), transport
         self._server.hangups.watch(*self._watched)
 
@@ -140,6 +154,16 @@ class Connection(RequestHandler):
         if self._watched is not None:
             self._server.hangups.forget(*self._watched)
         super().connection_lost(exc)
+
+    def resume_writing(self) -> None:
+        """Let whoever waits for the client go on."""
+        super().resume_writing()
+        if self.on_resume is not None:
+            self.on_resume()
+
+    def date(self) -> bytes:
+        """What an answer that begins now says of it."""
+        return self._server.date()
 
     def data_received(self, data: bytes) -> None:
         """Parse what came; a body that breaks its framing ends the exchange that reads it, at once.

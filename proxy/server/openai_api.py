@@ -10,7 +10,8 @@ from aiohttp import HttpVersion10, HttpVersion11, web
 from proxy.core import errors
 from proxy.phases.exchange import Exchange, new_exchange_id
 from proxy.phases.watchdog import StallWatch, send_whole
-from proxy.server.downstream import Downstream, RequestBody
+from proxy.server.downstream import Downstream
+from proxy.server.request_body import RequestBody
 from proxy.server.routes import UNROUTED, resolve
 
 if TYPE_CHECKING:
@@ -50,9 +51,9 @@ class OpenAIApi:
         downstream = Downstream(request, serving.cors.headers(origin), is_last=self._is_last)
         exchange, refusal = self._exchange(serving, request, downstream)
         await serving.pipeline.run(exchange, refusal)
-        if downstream.is_cut or downstream.response is None:
+        if downstream.is_cut or not downstream.started:
             raise ConnectionResetError("cut")
-        return downstream.response
+        return downstream.answered
 
     def _is_last(self) -> bool:
         """Whether an answer that begins now is the last of its connection."""
@@ -114,9 +115,7 @@ class OpenAIApi:
         raw = [(name.encode("ascii"), value.encode("utf-8", "replace")) for name, value in headers.items()]
         downstream = Downstream(request, raw, is_last=self._is_last)
         await send_whole(downstream, 204, [], b"", StallWatch(downstream, serving.write_stall_s))
-        if downstream.response is None:
-            raise ConnectionResetError("cut")
-        return downstream.response
+        return downstream.answered
 
 
 def _refuse_version(request: web.BaseRequest) -> None:

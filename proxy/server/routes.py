@@ -48,11 +48,19 @@ _AMBIGUOUS: Final = re.compile(
 _AMBIGUOUS_NAME: Final = re.compile(r"(?:^|/)\.{1,2}(?:/|$)|[\x00-\x1f\x7f]")
 
 
+# how SDKs write them
+_USUAL: Final = {("POST", prefix + path): (row, path) for path, row in _POST.items() for prefix in ("/v1", "")}
+
+
 def resolve(method: str, raw_path: str) -> tuple[Endpoint, str]:
     """The row for a request, and its path under the base URL.
 
     Raises `ProxyError` 400 for an ambiguous path, 404 for none, 405 for a method the path does not have.
     """
+    return _USUAL.get((method, raw_path)) or _resolve(method, raw_path)
+
+
+def _resolve(method: str, raw_path: str) -> tuple[Endpoint, str]:
     prefix = _PREFIX.match(raw_path)
     path = raw_path[prefix.end() :] if prefix else raw_path
     if method not in _METHODS:

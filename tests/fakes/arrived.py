@@ -36,6 +36,9 @@ class ArrivedBody:
     def is_empty(self) -> bool:
         return not self.pieces and not self.announced
 
+    def take_whole(self) -> None:
+        """It comes in pieces."""
+
     async def read(self) -> bytes:
         piece = self.pieces.pop(0) if self.pieces else b""
         self.received_bytes += len(piece)

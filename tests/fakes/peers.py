@@ -66,6 +66,10 @@ class FakeDownstream:
     first_byte_s = None
     backpressure = (0, 0.0)
     sent_bytes = 0
+    is_full = False
+
+    def when_drained(self, resume: object) -> None:
+        """It is never full."""
 
     def __init__(self) -> None:
         self.writes: list[bytes] = []
@@ -84,7 +88,7 @@ class FakeDownstream:
     def started(self) -> bool:
         return self.status is not None
 
-    async def start(self, status: int, headers: RawHeaders, content_length: int | None) -> None:
+    def start(self, status: int, headers: RawHeaders, content_length: int | None) -> None:
         self.status, self.headers, self.content_length = status, headers, content_length
 
     def send_head(self) -> None:
@@ -95,6 +99,8 @@ class FakeDownstream:
 
     def write_now(self, data: bytes) -> None:
         self.writes.append(data)
+
+    write_comment = write_now
 
     async def finish(self) -> None:
         self.ended = "finish"

@@ -16,7 +16,7 @@ from tests.fakes.running import KEY
 
 async def test_a_slow_upstream_does_not_make_its_client_late(monkeypatch: pytest.MonkeyPatch) -> None:
     """Only the time spent waiting for the client counts against `request_read_timeout`."""
-    monkeypatch.setattr("proxy.server.downstream._MIN_BYTES_PER_S", 2**40)
+    monkeypatch.setattr("proxy.server.request_body._MIN_BYTES_PER_S", 2**40)
     body = b"--b\r\nContent-Disposition: form-data; name=model\r\n\r\nm\r\n--b\r\n"
     body += b"Content-Disposition: form-data; name=file; filename=a\r\n\r\n" + b"x" * (16 << 20) + b"\r\n--b--\r\n"
     async with line(server={"request_read_timeout": 1.0}) as way:

@@ -4,6 +4,7 @@ import pytest
 
 from proxy.core import errors
 from proxy.phases.exchange import Treatment
+from proxy.server import routes
 from proxy.server.routes import resolve
 
 PREFIXES = ["", "/v1", "/openai/v1", "/openai/deployments/gpt-4o", "/openai"]
@@ -99,3 +100,9 @@ def test_a_known_path_names_the_method_it_takes(method: str, path: str) -> None:
         resolve(method, path)
     assert caught.value.kind is errors.METHOD_NOT_SUPPORTED
     assert "POST" in caught.value.message
+
+
+def test_the_usual_spellings_are_what_the_whole_way_makes_of_them() -> None:
+    assert routes._USUAL
+    for (method, path), found in routes._USUAL.items():
+        assert routes._resolve(method, path) == found == resolve(method, path)
