@@ -43,10 +43,13 @@ class KeyLimits:
         self._limits = _strictest([*(terms.requests or ()), *(terms.tokens or ()), *(terms.spend or ())])
         patterns = dict.fromkeys(limit.model for limit in self._limits if limit.model)
         self._tables = [(pattern, PatternTable([pattern])) for pattern in patterns]
+        self._of_all = self._narrowed_to(())
         self._remembered = functools.lru_cache(_REMEMBERED)(self._narrowed_to)
 
     def for_model(self, model: str) -> Limits:
         """The limits of an exchange that asks for `model`."""
+        if not self._tables:
+            return self._of_all
         return self._remembered(tuple([pattern for pattern, table in self._tables if table.match(model) is not None]))
 
     def _narrowed_to(self, patterns: tuple[str, ...]) -> Limits:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -31,6 +32,7 @@ _SNAPSHOT: Final = re.compile(
     r"-(?:latest|20\d\d-(?:0[1-9]|1[0-2])-(?:0[1-9]|[12]\d|3[01])|20\d\d(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01]))\Z"
 )
 _LONGEST_NAME: Final = 128  # names come from clients: longer ones are nobody's, and not worth a search
+_REMEMBERED_NAMES: Final = 1024
 
 _VERSION: Final = re.compile(r"(?<=\d)-(?=\d)")
 
@@ -64,10 +66,15 @@ class Price:
     audio_output: Decimal | None = None
     audio_minute: Decimal = Decimal(0)
     rates: _Rates = field(init=False, repr=False, compare=False)  # worked out once: a price is asked for every exchange
+    plain_rates: tuple[int, int, int, int] = field(
+        init=False, repr=False, compare=False
+    )  # scale, input, cached, output
     nano_usd_per_audio_s: Fraction = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "rates", _rates(self))
+        rates = _rates(self)
+        object.__setattr__(self, "rates", rates)
+        object.__setattr__(self, "plain_rates", (rates.scale, rates.input, rates.cached_input, rates.output))
         object.__setattr__(self, "nano_usd_per_audio_s", Fraction(self.audio_minute) * _NANO / 60)
 
     @classmethod
@@ -106,6 +113,15 @@ def cost_nano_usd(usage: Usage, price: Price) -> int:
     write, audio, image; what is left is plain input. Reasoning and predictions cost what output costs. Negative counts
     and durations, and durations that are no number, count as none.
     """
+    scale, input_rate, cached_rate, output_rate = price.plain_rates
+    tokens, output, cached, written, audio, image, _, spoken, _, _, audio_s = usage
+    if scale != 1 or written or audio or image or spoken or audio_s or not 0 <= cached <= tokens or output < 0:
+        return _cost_of_any(usage, price)
+    return min((tokens - cached) * input_rate + cached * cached_rate + output * output_rate, MAX_COST_NANO_USD)
+
+
+def _cost_of_any(usage: Usage, price: Price) -> int:
+    """`cost_nano_usd` of what no straight line leads to."""
     rates = price.rates
     left = max(usage.input_tokens, 0)
     total = 0
@@ -140,6 +156,7 @@ class PriceList:
         self._configured = dict(configured)
         self._patterns = PatternTable(configured)
         self._bundled = _bundled()
+        self._remembered = functools.lru_cache(_REMEMBERED_NAMES)(self._find)
 
     def __repr__(self) -> str:
         return f"PriceList({self._configured})"
@@ -150,6 +167,11 @@ class PriceList:
         `served` is the upstream's own name for it, where a route renames it. The configuration knows the former, the
         bundled table the latter: `gpt-4o` may be the name that is given to a local model.
         """
+        if len(asked) > _LONGEST_NAME:
+            return self._find(asked, served)
+        return self._remembered(asked, served)
+
+    def _find(self, asked: str, served: str | None) -> Price | None:
         pattern = self._patterns.match(asked)
         configured = None if pattern is None else self._configured[pattern]
         return configured or self._find_bundled(asked if served is None else served)

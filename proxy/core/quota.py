@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import enum
 import functools
+from dataclasses import dataclass, field
 from typing import Final, NamedTuple
+
+import msgspec
 
 LEASE_MS: Final = 30_000
 """How long a slot stays taken without being renewed: what a dead worker's exchanges hold comes back within it."""
@@ -14,13 +17,16 @@ MAX_AMOUNT: Final = 10**15
 
 
 class Kind(enum.Enum):
-    """What a limit counts."""
+    """What a limit counts, in the order of a demand's amounts."""
 
     __hash__ = object.__hash__  # members are single: Enum's own hash is ten times as slow, and limits are hashed often
 
     REQUESTS = "requests"
     TOKENS = "tokens"  # prompt and output
     SPEND = "spend"  # whole micro-USD
+
+
+_PLACES: Final = {kind: at for at, kind in enumerate(Kind)}
 
 
 class Calendar(enum.Enum):
@@ -46,11 +52,21 @@ class Limit(NamedTuple):
     model: str = ""
 
 
-class Limits(NamedTuple):
-    """Everything that applies to one exchange of one key. No two windows have the same `counter_name`."""
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Everything that applies to one exchange of one key. No two windows have the same `counter_name`.
+
+    Of each window `names` are those of the counters, and `places` say which amount of a demand it counts.
+    """
 
     windows: tuple[Limit, ...] = ()
     concurrency: int | None = None
+    names: tuple[str, ...] = field(init=False, repr=False, compare=False)  # worked out once: asked for every exchange
+    places: tuple[int, ...] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "names", tuple(map(counter_name, self.windows)))
+        object.__setattr__(self, "places", tuple([_PLACES[limit.kind] for limit in self.windows]))
 
 
 class Demand(NamedTuple):
@@ -61,7 +77,7 @@ class Demand(NamedTuple):
     micro_usd: int = 0
 
 
-class Standing(NamedTuple):
+class Standing(msgspec.Struct, frozen=True, gc=False):
     """Where a limit stands after an operation, for headers and metrics.
 
     `remaining` is never negative. `reset_s` is the time until all of it is available again, if nothing else is used:
@@ -74,7 +90,7 @@ class Standing(NamedTuple):
     reset_s: float
 
 
-class Reservation(NamedTuple):
+class Reservation(msgspec.Struct, frozen=True, gc=False):
     """An admitted exchange: `id` is the exchange's, and unique.
 
     `buckets` says for each window of `limits` where it was charged: the bucket's number of a sliding window, the start
@@ -90,7 +106,7 @@ class Reservation(NamedTuple):
     unchecked: bool = False
 
 
-class Granted(NamedTuple):
+class Granted(msgspec.Struct, frozen=True, gc=False):
     """The exchange is admitted; one standing for each window of its limits, in their order."""
 
     reservation: Reservation
@@ -122,14 +138,11 @@ def counter_name(limit: Limit) -> str:
 
 def bounded(demand: Demand) -> Demand:
     """The demand as stores count it: nothing below zero, nothing beyond `MAX_AMOUNT`."""
-    requests, tokens, micro_usd = demand
-    if 0 <= requests <= MAX_AMOUNT and 0 <= tokens <= MAX_AMOUNT and 0 <= micro_usd <= MAX_AMOUNT:
+    if min(demand) >= 0 and max(demand) <= MAX_AMOUNT:
         return demand
     return Demand(*(min(max(amount, 0), MAX_AMOUNT) for amount in demand))
 
 
 def amount_of(demand: Demand, kind: Kind) -> int:
     """How much of `kind` there is in a demand."""
-    if kind is Kind.TOKENS:
-        return demand.tokens
-    return demand.requests if kind is Kind.REQUESTS else demand.micro_usd
+    return demand[_PLACES[kind]]

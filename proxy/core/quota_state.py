@@ -6,16 +6,34 @@ The embedded store keeps these states; the Redis store's scripts do the same on 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from math import inf
+from typing import TYPE_CHECKING, Final, NamedTuple
 
-from proxy.core.quota import Demand, Granted, Limits, Refused, Reservation, amount_of, bounded, counter_name
-from proxy.core.quota_windows import Counter, advanced, charged, end_ms, standing, used, wait_ms
+from proxy.core.quota import MAX_AMOUNT, Demand, Granted, Limits, Refused, Reservation, Standing, amount_of, bounded
+from proxy.core.quota_windows import Counter, advanced, charge, end_ms, faded, standing, turns_ms, wait_ms
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from proxy.core.quota import Limit
+
 _IN_FLIGHT_MS: Final = 30_000
 """How long a key with exchanges in flight is not looked at: most of them are over by then."""
+
+
+class Sheet(NamedTuple):
+    """The counters of a key that some limits count in, laid out for one exchange after the other.
+
+    It holds until the first of them turns to another bucket: until then `buckets` are those that are charged. Of each
+    window `rows` tell the limit, its amount, its counter, which amount of a demand it counts, when its bucket turns,
+    and for how long what was counted in that counts after it.
+    """
+
+    limits: Limits
+    rows: tuple[tuple[Limit, int, Counter, int, int, int], ...]
+    counters: tuple[tuple[Counter, int], ...]
+    buckets: tuple[int, ...]
+    turns_ms: float
 
 
 @dataclass(slots=True)
@@ -23,13 +41,14 @@ class KeyState:
     """The counters of a key by `counter_name`, and the ids of its exchanges in flight.
 
     `slots` are those that hold one; `released` have given theirs back, and are still to be settled. There is no lease:
-    who holds a slot is in the same process, and dies with this. `look_ms` is when looking whether any of this still
-    counts is worth it.
+    who holds a slot is in the same process, and dies with this. `sheet` is that of the limits that were charged last.
+    `look_ms` is when looking whether any of this still counts is worth it.
     """
 
     counters: dict[str, Counter] = field(default_factory=dict)
     slots: set[str] = field(default_factory=set)
     released: set[str] = field(default_factory=set)
+    sheet: Sheet | None = None
     look_ms: int = 0
 
 
@@ -38,24 +57,49 @@ def reserve(  # noqa: PLR0917 - the arguments of `QuotaStore.reserve`, between w
 ) -> Granted | Refused:
     """Charge `demand` to every window and take a slot, or leave everything as it was."""
     demand = bounded(demand)
+    sheet = state.sheet
+    if sheet is None or sheet.limits is not limits or now_ms >= sheet.turns_ms:
+        sheet = _sheet(state, limits, now_ms)
     is_admitted = limits.concurrency is None or len(state.slots) < limits.concurrency
-    counters = []
-    for limit in limits.windows:
-        counter = advanced(state.counters.get(counter_name(limit)), limit.window, now_ms)
-        counters.append(counter)
-        if used(counter, now_ms) + amount_of(demand, limit.kind) > limit.amount:
-            is_admitted = False
-    if not is_admitted:
-        return refused(limits, demand, counters, now_ms)
     standings = []
-    buckets = []
-    for limit, (window, bucket, current, previous) in zip(limits.windows, counters, strict=True):
-        counter = Counter(window, bucket, current + amount_of(demand, limit.kind), previous)
-        state.counters[counter_name(limit)] = counter
-        standings.append(standing(limit, counter, now_ms))
-        buckets.append(bucket)
+    for limit, amount, counter, at, over_ms, length_ms in sheet.rows:
+        # as `used` and `standing` would have it of a counter with the demand in it
+        counted = current = counter.current + demand[at]
+        reset_ms = left_ms = over_ms - now_ms
+        if counter.previous:
+            counted += faded(counter.previous, left_ms, length_ms)
+        if counted > amount:
+            is_admitted = False
+            break
+        if current:
+            reset_ms += length_ms
+        elif not counted:
+            reset_ms = 0
+        standings.append(Standing(limit, counted, amount - counted, reset_ms / 1000))
+    if not is_admitted:
+        return refused(limits, demand, [counter for counter, _ in sheet.counters], now_ms)
+    if sheet is not state.sheet:
+        state.sheet = sheet
+        state.counters.update(zip(limits.names, [counter for counter, _ in sheet.counters], strict=True))
+    for counter, at in sheet.counters:
+        counter.current += demand[at]
     state.slots.add(reservation_id)
-    return Granted(Reservation(reservation_id, key_id, limits, demand, tuple(buckets)), tuple(standings))
+    return Granted(Reservation(reservation_id, key_id, limits, demand, sheet.buckets), tuple(standings))
+
+
+def _sheet(state: KeyState, limits: Limits, now_ms: int) -> Sheet:
+    rows = []
+    for limit, name, at in zip(limits.windows, limits.names, limits.places, strict=True):
+        counter = advanced(state.counters.get(name), limit.window, now_ms)
+        length_ms = limit.window * 1000 if isinstance(limit.window, int) else 0
+        rows.append((limit, limit.amount, counter, at, turns_ms(counter), length_ms))
+    return Sheet(
+        limits,
+        tuple(rows),
+        tuple([(counter, at) for _, _, counter, at, _, _ in rows]),
+        tuple([counter.bucket for _, _, counter, _, _, _ in rows]),
+        min([over_ms for _, _, _, _, over_ms, _ in rows], default=inf),
+    )
 
 
 def refused(limits: Limits, demand: Demand, counters: Sequence[Counter], now_ms: int) -> Refused:
@@ -83,13 +127,24 @@ def settle(state: KeyState, reservation: Reservation, in_the_end: Demand) -> boo
         state.released.remove(reservation.id)
     else:
         return False
-    in_the_end = bounded(in_the_end)
-    for limit, bucket in zip(reservation.limits.windows, reservation.buckets, strict=True):
-        change = amount_of(in_the_end, limit.kind) - amount_of(reservation.demand, limit.kind)
-        counter = state.counters.get(counter_name(limit)) if change else None
-        if counter is not None:
-            state.counters[counter_name(limit)] = charged(counter, bucket, change)
+    in_the_end, reserved = bounded(in_the_end), reservation.demand
+    sheet = state.sheet
+    if sheet is None or sheet.buckets is not reservation.buckets:
+        _settle_by_name(state, reservation, in_the_end)
+        return True
+    for counter, at in sheet.counters:
+        current = counter.current + in_the_end[at] - reserved[at]
+        counter.current = current if 0 <= current <= MAX_AMOUNT else min(max(current, 0), MAX_AMOUNT)
     return True
+
+
+def _settle_by_name(state: KeyState, reservation: Reservation, in_the_end: Demand) -> None:
+    """Of a reservation that was charged in other buckets, or by other limits, than those charged now."""
+    limits = reservation.limits
+    for name, at, bucket in zip(limits.names, limits.places, reservation.buckets, strict=True):
+        counter = state.counters.get(name)
+        if counter is not None:
+            charge(counter, bucket, in_the_end[at] - reservation.demand[at])
 
 
 def release(state: KeyState, reservation_id: str) -> None:
@@ -106,6 +161,7 @@ def prune(state: KeyState, now_ms: int) -> int:
     """
     if state.slots or state.released:
         return now_ms + _IN_FLIGHT_MS
+    state.sheet = None
     for name, counter in list(state.counters.items()):
         if end_ms(counter) <= now_ms or not (counter.current or counter.previous):
             del state.counters[name]

@@ -14,8 +14,9 @@ Only `advanced` and `used` decide; a store that decides elsewhere must calculate
 from __future__ import annotations
 
 import functools
+from dataclasses import dataclass
 from datetime import date, timedelta
-from typing import Final, NamedTuple
+from typing import Final
 
 from proxy.core.quota import MAX_AMOUNT, Calendar, Limit, Standing
 
@@ -24,10 +25,11 @@ _DAY_MS: Final = 86_400_000
 _EPOCH_DAY: Final = date(1970, 1, 1).toordinal()
 
 
-class Counter(NamedTuple):
+@dataclass(slots=True)
+class Counter:
     """What one window has counted: in the bucket that is numbered (or starts, in seconds), and in the one before.
 
-    `previous` is of sliding windows alone.
+    `previous` is of sliding windows alone. Amounts are charged in place, a bucket that is over makes a new counter.
     """
 
     window: int | Calendar
@@ -78,21 +80,24 @@ def used(counter: Counter, now_ms: int) -> int:
     """What counts now, of a counter that is `advanced` to now."""
     if counter.previous and isinstance(counter.window, int):
         length_ms = counter.window * 1000
-        return -(-counter.previous * _left_ms(counter, length_ms, now_ms) // length_ms) + counter.current
+        return faded(counter.previous, turns_ms(counter) - now_ms, length_ms) + counter.current
     return counter.current
 
 
-def charged(counter: Counter, bucket: int, change: int) -> Counter:
-    """The counter with `change` added to the bucket of that number, if it is one that still counts.
+def faded(previous: int, left_ms: int, length_ms: int) -> int:
+    """What still counts of the bucket before, `left_ms` before the current one is over."""
+    return -(-previous * min(left_ms, length_ms) // length_ms)  # there is more left when the clock went back
+
+
+def charge(counter: Counter, bucket: int, change: int) -> None:
+    """Add `change` to the bucket of that number, if it is one that still counts.
 
     What is taken back never leads below nothing, which happens where the store has lost what it had counted.
     """
-    window, number, current, previous = counter
-    if bucket == number:
-        return Counter(window, number, min(max(current + change, 0), MAX_AMOUNT), previous)
-    if bucket == number - 1 and isinstance(window, int):
-        return Counter(window, number, current, min(max(previous + change, 0), MAX_AMOUNT))
-    return counter
+    if bucket == counter.bucket:
+        counter.current = min(max(counter.current + change, 0), MAX_AMOUNT)
+    elif bucket == counter.bucket - 1 and isinstance(counter.window, int):
+        counter.previous = min(max(counter.previous + change, 0), MAX_AMOUNT)
 
 
 def wait_ms(counter: Counter, amount: int, demand: int, now_ms: int) -> int | None:
@@ -107,7 +112,7 @@ def wait_ms(counter: Counter, amount: int, demand: int, now_ms: int) -> int | No
     if not isinstance(counter.window, int):
         return end_ms(counter) - now_ms
     length_ms = counter.window * 1000
-    left_ms = _left_ms(counter, length_ms, now_ms)
+    left_ms = min(turns_ms(counter) - now_ms, length_ms)
     late_ms = max(counter.bucket * length_ms - now_ms, 0)  # by how much the clock went back
     covered_ms = _most_covered_ms(counter.previous, amount - demand - counter.current, length_ms)
     if covered_ms > 0:
@@ -132,15 +137,16 @@ def standing(limit: Limit, counter: Counter, now_ms: int) -> Standing:
 
 def end_ms(counter: Counter) -> int:
     """When nothing that was counted so far counts any more."""
-    window, bucket, current, _ = counter
-    if isinstance(window, int):
-        return (bucket + (2 if current else 1)) * window * 1000
-    return _bounds_of_day(window, bucket // _DAY_S)[1] * 1000
+    if isinstance(counter.window, int) and counter.current:
+        return turns_ms(counter) + counter.window * 1000
+    return turns_ms(counter)
 
 
-def _left_ms(counter: Counter, length_ms: int, now_ms: int) -> int:
-    """How much of the previous bucket the window still covers: between 1 and its length."""
-    return min((counter.bucket + 1) * length_ms - now_ms, length_ms)
+def turns_ms(counter: Counter) -> int:
+    """When the current bucket is over."""
+    if isinstance(counter.window, int):
+        return (counter.bucket + 1) * counter.window * 1000
+    return _bounds_of_day(counter.window, counter.bucket // _DAY_S)[1] * 1000
 
 
 def _most_covered_ms(previous: int, free: int, length_ms: int) -> int:

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from proxy.core.headers import RawHeaders
     from proxy.core.quota import Demand, Limit, Refused, Standing
 
-_HEADERS: Final = {Kind.REQUESTS: b"requests", Kind.TOKENS: b"tokens"}
+_OF_REQUESTS: Final = b"x-ratelimit-limit-requests", b"x-ratelimit-remaining-requests", b"x-ratelimit-reset-requests"
+_OF_TOKENS: Final = b"x-ratelimit-limit-tokens", b"x-ratelimit-remaining-tokens", b"x-ratelimit-reset-tokens"
 _MICRO: Final = 1_000_000
 _SECONDS: Final = {1: "second", 60: "minute", 3600: "hour"}
 _TOO_MANY_AT_ONCE: Final = "This API key has as many requests in flight as it may have at once"
@@ -21,37 +22,43 @@ _TOO_MANY_AT_ONCE: Final = "This API key has as many requests in flight as it ma
 
 def headers(standings: Iterable[Standing]) -> RawHeaders:
     """`x-ratelimit-{limit,remaining,reset}-{requests,tokens}`, each for the window with the smallest share left."""
-    tightest: dict[Kind, Standing] = {}
+    requests = tokens = None
     for standing in standings:
         kind = standing.limit.kind
-        if kind not in _HEADERS:
-            continue
-        other = tightest.get(kind)
-        # shares compared without dividing
-        if other is None or standing.remaining * other.limit.amount < other.remaining * standing.limit.amount:
-            tightest[kind] = standing
-    lines: RawHeaders = []
-    for kind, standing in tightest.items():
-        name = _HEADERS[kind]
-        lines.append((b"x-ratelimit-limit-" + name, b"%d" % standing.limit.amount))
-        lines.append((b"x-ratelimit-remaining-" + name, b"%d" % standing.remaining))
-        lines.append((b"x-ratelimit-reset-" + name, duration(standing.reset_s).encode("ascii")))
-    return lines
+        if kind is Kind.TOKENS:
+            tokens = standing if tokens is None else _tighter(tokens, standing)
+        elif kind is Kind.REQUESTS:
+            requests = standing if requests is None else _tighter(requests, standing)
+    told = [] if requests is None else _lines(requests, *_OF_REQUESTS)
+    if tokens is not None:
+        told += _lines(tokens, *_OF_TOKENS)
+    return told
+
+
+def _tighter(one: Standing, other: Standing) -> Standing:
+    # shares compared without dividing
+    return other if other.remaining * one.limit.amount < one.remaining * other.limit.amount else one
+
+
+def _lines(standing: Standing, limit: bytes, remaining: bytes, reset: bytes) -> RawHeaders:
+    return [
+        (limit, b"%d" % standing.limit.amount),
+        (remaining, b"%d" % standing.remaining),
+        (reset, duration(standing.reset_s).encode("ascii")),
+    ]
 
 
 def duration(seconds: float) -> str:
     """A time in OpenAI's notation, to the millisecond: `0s`, `20ms`, `6.5s`, `1m6.5s`, `2h0m0s`."""
-    whole_ms = max(0, round(seconds * 1000))
-    if whole_ms == 0:
-        return "0s"
-    if whole_ms < 1000:
-        return f"{whole_ms}ms"
-    minutes, rest_ms = divmod(whole_ms, 60_000)
-    tail = f"{rest_ms / 1000:g}s"
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours}h{minutes}m{tail}"
-    return f"{minutes}m{tail}" if minutes else tail
+    whole_ms = round(seconds * 1000)
+    if whole_ms >= 60_000:
+        minutes, rest_ms = divmod(whole_ms, 60_000)
+        if minutes < 60:
+            return f"{minutes}m{rest_ms / 1000:g}s"
+        return f"{minutes // 60}h{minutes % 60}m{rest_ms / 1000:g}s"
+    if whole_ms >= 1000:
+        return f"{whole_ms / 1000:g}s"
+    return f"{whole_ms}ms" if whole_ms > 0 else "0s"
 
 
 def refusal(refused: Refused, demand: Demand) -> errors.ProxyError:

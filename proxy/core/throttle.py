@@ -15,7 +15,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from proxy.core.addresses import networks_of
-from proxy.core.quota_windows import advanced, charged, wait_ms
+from proxy.core.quota_windows import advanced, charge, wait_ms
 
 if TYPE_CHECKING:
     from proxy.core.quota import Limit
@@ -49,7 +49,9 @@ class Throttle:
             # what its /48 alone refuses keeps its place: failures that do not count must not crowd out others
             if own_ms or not longest_ms:
                 self._counters.pop(network, None)
-                self._counters[network] = counter if longest_ms else charged(counter, counter.bucket, 1)
+                self._counters[network] = counter
+                if not longest_ms:
+                    charge(counter, counter.bucket, 1)
         while len(self._counters) > self._capacity:
             del self._counters[next(iter(self._counters))]
         return longest_ms / 1000 if longest_ms else None

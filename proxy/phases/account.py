@@ -12,6 +12,9 @@ import time
 from typing import TYPE_CHECKING, Final
 from weakref import WeakValueDictionary
 
+import msgspec
+
+from proxy.core import ratelimit
 from proxy.core.pricing import cost_nano_usd as cost_nano_usd_of
 from proxy.core.prompts import Estimate, estimate
 from proxy.core.quota import Demand
@@ -28,11 +31,12 @@ if TYPE_CHECKING:
 
     from proxy.core.headers import RawHeaders
     from proxy.core.pricing import Price, PriceList
+    from proxy.core.quota import Granted
     from proxy.phases.admit import Admission
     from proxy.phases.attempts import Try
     from proxy.phases.exchange import Exchange
     from proxy.phases.observe import Counting
-    from proxy.phases.quotas import Hold, Quotas
+    from proxy.phases.quotas import Quotas
     from proxy.phases.route import Sending, Target
     from proxy.phases.settle import Settlement
     from proxy.stores.base import Entry, Ledger
@@ -44,41 +48,32 @@ _LONGEST_MODEL: Final = 128
 _NOTHING: Final = Estimate(0, 0)
 
 
-class Account:
+class Account(msgspec.Struct, eq=False):
     """What one exchange may use and what is known of it in money.
 
     `reserved` is charged where nobody can say what was used: the prompt's estimate and the most that may be answered.
+    `upstream` was asked last, or answered. `is_sent`: an upstream has the request, and may be working on it. `lost`
+    are hedged tries that another outran, by the names that their upstreams know the model by.
     """
 
-    def __init__(
-        self,
-        entry: Entry,
-        *,
-        prompt_tokens: int,
-        reserved: Usage,
-        price: Price | None,
-        encoding: str,
-        hold: Hold | None = None,
-        allowance: Allowance | None = None,
-    ) -> None:
-        self.entry = entry
-        self.hold = hold
-        self.allowance = allowance
-        self.prompt_tokens = prompt_tokens
-        self.reserved = reserved
-        self.price = price
-        self.encoding = encoding
-        self.upstream: str | None = None  # who was asked last, or answered
-        self.attempts = 0
-        self.tries: list[Try] = []
-        self.lost: list[str | None] = []  # hedged tries that another outran, by the names that their upstreams know
-        self.lost_nano_usd = 0
-        self.is_sent = False  # an upstream has the request, and may be working on it
+    entry: Entry
+    prompt_tokens: int
+    reserved: Usage
+    price: Price | None
+    encoding: str
+    hold: Granted | None = None
+    allowance: Allowance | None = None
+    upstream: str | None = None
+    attempts: int = 0
+    tries: list[Try] = msgspec.field(default_factory=list)
+    lost: list[str | None] = msgspec.field(default_factory=list)
+    lost_nano_usd: int = 0
+    is_sent: bool = False
 
     @property
     def headers(self) -> RawHeaders:
         """What the answer tells the client of its quota."""
-        return self.hold.headers if self.hold is not None else []
+        return ratelimit.headers(self.hold.standings) if self.hold is not None else []
 
     def sent(self) -> None:
         """Note that the request is on its way."""

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from proxy.core.quota import LEASE_MS, Demand, Limits, Refused
-from proxy.core.ratelimit import headers, refusal
+from proxy.core.quota import LEASE_MS, Demand, Refused
+from proxy.core.ratelimit import refusal
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from proxy.core.headers import RawHeaders
-    from proxy.core.quota import Granted, Reservation, Standing
+    from proxy.core.quota import Granted, Limits, Reservation
     from proxy.core.usage import Usage
     from proxy.stores.base import QuotaStore
     from proxy.telemetry.quotas import QuotaMetrics
@@ -23,20 +21,6 @@ _NANO_PER_MICRO: Final = 1000
 # A client that aborts may ask again before the abort was noticed: a slot of its key that comes free so soon is its own.
 _SLOT_PATIENCE_S: Final = 0.1
 _SLOT_LOOK_S: Final = 0.025  # another process may free it
-_NO_LIMITS: Final = Limits()
-
-
-@dataclass(frozen=True, slots=True)
-class Hold:
-    """What an exchange holds of its key's quota; `standings` are those of the moment it was admitted."""
-
-    reservation: Reservation
-    standings: tuple[Standing, ...]
-
-    @property
-    def headers(self) -> RawHeaders:
-        """What the client is told of it."""
-        return headers(self.standings)
 
 
 def demand_of(usage: Usage, cost_nano_usd: int) -> Demand:
@@ -69,24 +53,27 @@ class Quotas:
         self._held: dict[str, Reservation] = {}
         self._waiting: dict[str, set[asyncio.Future[None]]] = {}
 
-    async def reserve(self, exchange_id: str, key_id: str, limits: Limits, demand: Demand) -> Hold | None:
+    async def reserve(self, exchange_id: str, key_id: str, limits: Limits, demand: Demand) -> Granted | None:
         """Admit the exchange; None where its key has no limits.
 
         Raises `ProxyError` 429 for a key that has used up what it may, 503 when the store cannot be asked.
         """
-        if limits == _NO_LIMITS:
+        if not limits.windows and limits.concurrency is None:
             return None
-        answer = await self._store.reserve(exchange_id, key_id, limits, demand)
+        answer = self._store.reserve_now(exchange_id, key_id, limits, demand)
+        if answer is None:
+            answer = await self._store.reserve(exchange_id, key_id, limits, demand)
         if isinstance(answer, Refused) and answer.limit is None:
             answer = await self._again(exchange_id, key_id, limits, demand, answer)
         if isinstance(answer, Refused):
             self._metrics.refused(key_id, answer.limit)
             raise refusal(answer, demand)
-        if answer.reservation.unchecked:
+        reservation = answer.reservation
+        if reservation.unchecked:
             self._metrics.unchecked(key_id)
-        self._held[exchange_id] = answer.reservation
+        self._held[exchange_id] = reservation
         self._metrics.admitted(key_id, answer.standings)
-        return Hold(answer.reservation, answer.standings)
+        return answer
 
     async def more(self, reservation_id: str, key_id: str, limits: Limits, demand: Demand) -> Granted | Refused:
         """Reserve `demand` for an exchange that is under way, which has its slot. Raises `ProxyError` as `reserve`."""
@@ -104,11 +91,11 @@ class Quotas:
         self._metrics.settled(reservation.key_id, granted.standings, reservation.demand, Demand())
         self._settle(reservation, Demand(), _nothing)
 
-    def settle(self, hold: Hold, used: Demand, then: Callable[[], None] | None = None) -> None:
+    def settle(self, granted: Granted, used: Demand, then: Callable[[], None] | None = None) -> None:
         """Charge what was used in place of what was reserved, and free the slot; `then` is called when that is done."""
-        reservation = hold.reservation
+        reservation = granted.reservation
         del self._held[reservation.id]
-        self._metrics.settled(reservation.key_id, hold.standings, reservation.demand, used)
+        self._metrics.settled(reservation.key_id, granted.standings, reservation.demand, used)
 
         def settled() -> None:
             self._freed(reservation.key_id)
@@ -117,9 +104,9 @@ class Quotas:
 
         self._settle(reservation, used, settled)
 
-    def release(self, hold: Hold) -> None:
+    def release(self, granted: Granted) -> None:
         """Free the slot of an exchange that nobody waits for any more; what it used is still to be found out."""
-        self._release(hold.reservation, functools.partial(self._freed, hold.reservation.key_id))
+        self._release(granted.reservation, functools.partial(self._freed, granted.reservation.key_id))
 
     def _freed(self, key_id: str) -> None:
         for waiting in self._waiting.get(key_id, ()):

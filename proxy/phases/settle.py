@@ -7,8 +7,9 @@ that left after the last word) the pipeline runs it in a task of its own.
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
+
+import msgspec
 
 from proxy.core.pricing import cost_nano_usd
 from proxy.core.usage import Grade, Observation, Usage
@@ -24,8 +25,7 @@ _NOTHING_USED: Final = Observation(Grade.EXACT)
 UNKNOWN: Final = Observation(Grade.UNKNOWN)
 
 
-@dataclass(frozen=True, slots=True)
-class Settlement:
+class Settlement(msgspec.Struct, frozen=True, gc=False):
     """What is charged. `is_priced` is False where tokens were used and nobody knows their price."""
 
     grade: Grade

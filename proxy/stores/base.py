@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
+
+import msgspec
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -12,8 +13,7 @@ if TYPE_CHECKING:
     from proxy.core.usage import Grade, Usage
 
 
-@dataclass(frozen=True, slots=True)
-class Opened:
+class Opened(msgspec.Struct, frozen=True, gc=False):
     """An exchange as it is admitted: what a row of the ledger holds from the beginning.
 
     `model` is the name the client asked for, cut to 128 characters. `started_ms` is UNIX time in milliseconds.
@@ -31,8 +31,7 @@ class Opened:
     reserved_nano_usd: int
 
 
-@dataclass(frozen=True, slots=True)
-class Settled:
+class Settled(msgspec.Struct, frozen=True, gc=False):
     """How the exchange ended and what it used. `first_byte_ms` counts from the start; None if none went downstream.
 
     `upstream` is the one that was asked last, where it is another than the one that was expected at the opening.
@@ -91,6 +90,9 @@ class QuotaStore(Protocol):
         unique. Slots are counted for each key, whether or not the exchange that takes one has a limit to them. Raises
         `ProxyError` STORE_UNAVAILABLE when the store cannot be asked.
         """
+
+    def reserve_now(self, reservation_id: str, key_id: str, limits: Limits, demand: Demand) -> Granted | Refused | None:
+        """`reserve` where nothing has to be waited for; None, and nothing has changed, where it has to."""
 
     async def settle(self, reservation: Reservation, used: Demand) -> None:
         """Replace what was reserved by what was used, in the buckets of the reservation, and free the slot.

@@ -41,8 +41,17 @@ class MemoryQuotaStore:
 
     async def reserve(self, reservation_id: str, key_id: str, limits: Limits, demand: Demand) -> Granted | Refused:
         """As the protocol says. Waits for nothing but the ledger, on the key's first exchange in a window."""
-        if self._recall is not None and self._unknown(key_id, limits):
+        if self._recall is not None:
             await self._recall_unknown(self._recall, key_id, limits)
+        return self._reserve(reservation_id, key_id, limits, demand)
+
+    def reserve_now(self, reservation_id: str, key_id: str, limits: Limits, demand: Demand) -> Granted | Refused | None:
+        """As the protocol says: None where the ledger is to be asked."""
+        if self._recall is not None and self._unknown(key_id, limits):
+            return None
+        return self._reserve(reservation_id, key_id, limits, demand)
+
+    def _reserve(self, reservation_id: str, key_id: str, limits: Limits, demand: Demand) -> Granted | Refused:
         now_ms = self._clock_ms()
         state = self._states.get(key_id) or KeyState()
         answer = quota_state.reserve(state, reservation_id, key_id, limits, demand, now_ms)
@@ -78,6 +87,8 @@ class MemoryQuotaStore:
     def _unknown(self, key_id: str, limits: Limits) -> list[Limit]:
         """The limits by the calendar of which nothing is known. An earlier window is enough: this store saw it end."""
         state = self._states.get(key_id)
+        if state is not None and state.sheet is not None and state.sheet.limits is limits:
+            return []
         counters = state.counters if state is not None else {}
         return [
             limit

@@ -14,6 +14,8 @@ import logging
 from typing import TYPE_CHECKING, Final, NamedTuple
 from urllib.parse import quote
 
+from msgspec.structs import replace
+
 from proxy.core.errors import STORE_UNAVAILABLE, ProxyError
 from proxy.core.quota import (
     LEASE_MS,
@@ -103,6 +105,9 @@ class RedisQuotaStore:
         """Ask Redis for a sign of life, unless it is known to be away; whether it gave one in time. Never raises."""
         return await self._link.probe()
 
+    def reserve_now(self, *_: object) -> None:
+        """As the protocol says: Redis is always waited for."""
+
     async def reserve(self, reservation_id: str, key_id: str, limits: Limits, demand: Demand) -> Granted | Refused:
         """As the protocol says, also after a lost answer: what it may have reserved is given back."""
         reservation = Reservation(reservation_id, key_id, limits, bounded(demand), ())
@@ -113,7 +118,7 @@ class RedisQuotaStore:
                 self._withdraw(reservation)
             if self._allow:
                 self.unchecked += 1
-                return Granted(reservation._replace(unchecked=True), ())
+                return Granted(replace(reservation, unchecked=True), ())
             wait_s = max(error.retry_in_s, _LEAST_RETRY_S)
             message = "Quotas cannot be checked at the moment."
             raise ProxyError(STORE_UNAVAILABLE, message, retry_after_s=wait_s) from error
@@ -154,27 +159,27 @@ class RedisQuotaStore:
                 break
             await self._recall_missing(self._recall, reservation, answer)
             answer = await self._ask_to_reserve(reservation)
-        _, _, limits, demand, *_ = reservation
+        limits = reservation.limits
         if answer.verdict == "granted":
             pairs = zip(limits.windows, answer.counters, strict=True)
             standings = tuple([standing(limit, counter, answer.now_ms) for limit, counter in pairs])
-            return Granted(reservation._replace(buckets=answer.buckets), standings)
+            return Granted(replace(reservation, buckets=answer.buckets), standings)
         if answer.verdict in {"over", "missing"}:
             # it was withdrawn after its answer was lost, and arrived only now; or Redis does not keep what it is told
             raise StoreAwayError(asked=False, retry_in_s=0)
-        return refused(limits, demand, answer.counters, answer.now_ms)
+        return refused(limits, reservation.demand, answer.counters, answer.now_ms)
 
     async def _ask_to_reserve(self, reservation: Reservation) -> Answer:
         return read_answer(await self._link.ask(self.reserving(reservation)), reservation.limits)
 
     def reserving(self, reservation: Reservation) -> Call:
         """The call that reserves."""
-        id_, _, limits, demand, *_ = reservation
+        limits = reservation.limits
         words: list[str | int] = [LEASE_MS, -1 if limits.concurrency is None else limits.concurrency, FORGET_MS]
         words.append(self._recalls)
         for limit in limits.windows:
-            words += (_window_word(limit), limit.amount, amount_of(demand, limit.kind))
-        return Call(self._reserve, self._keys(reservation), id_, words)
+            words += (_window_word(limit), limit.amount, amount_of(reservation.demand, limit.kind))
+        return Call(self._reserve, self._keys(reservation), reservation.id, words)
 
     async def _recall_missing(self, recall: Recall, reservation: Reservation, answer: Answer) -> None:
         """Ask the ledger, one task for all who wait for the same, and tell Redis."""

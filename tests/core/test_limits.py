@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.core.limits import KeyLimits, Terms, merged, parse_limit, parse_limits
-from proxy.core.quota import MAX_AMOUNT, Calendar, Kind, Limit
+from proxy.core.quota import MAX_AMOUNT, Calendar, Kind, Limit, Limits
 
 _PER_MINUTE = parse_limit("60/minute", Kind.REQUESTS)
 _PER_DAY = parse_limit("1000/day", Kind.REQUESTS)
@@ -96,16 +96,16 @@ def test_a_key_replaces_its_plan_kind_by_kind() -> None:
 
 
 def test_nothing_said_is_nothing_limited() -> None:
-    assert KeyLimits(Terms()).for_model("gpt-4o") == ((), None)
+    assert KeyLimits(Terms()).for_model("gpt-4o") == Limits()
 
 
 def test_limits_narrowed_to_a_model_come_on_top() -> None:
     narrow = parse_limit("10/minute", Kind.REQUESTS, "gpt-4*")
     narrower = parse_limit("3/minute", Kind.REQUESTS, "gpt-4o")
     of_key = KeyLimits(Terms(requests=(_PER_MINUTE, narrow, narrower), tokens=(_TOKENS,), concurrency=2))
-    assert of_key.for_model("llama") == ((_PER_MINUTE, _TOKENS), 2)
-    assert of_key.for_model("gpt-4.1") == ((_PER_MINUTE, narrow, _TOKENS), 2)
-    assert of_key.for_model("gpt-4o") == ((_PER_MINUTE, narrow, narrower, _TOKENS), 2)
+    assert of_key.for_model("llama") == Limits((_PER_MINUTE, _TOKENS), 2)
+    assert of_key.for_model("gpt-4.1") == Limits((_PER_MINUTE, narrow, _TOKENS), 2)
+    assert of_key.for_model("gpt-4o") == Limits((_PER_MINUTE, narrow, narrower, _TOKENS), 2)
 
 
 def test_of_two_limits_of_one_window_the_smaller_applies() -> None:

@@ -38,6 +38,7 @@ def test_what_a_store_has_lost_is_not_taken_back_below_nothing() -> None:
     reservation = taken(state, START_MS).reservation
     state.counters[counter_name(DAILY)] = Counter(Calendar.DAY, reservation.buckets[1], 4)
     del state.counters[counter_name(TOKENS)]
+    state.sheet = None
     assert settle(state, reservation, Demand())
     assert state.counters == {counter_name(DAILY): Counter(Calendar.DAY, reservation.buckets[1], 0)}
 

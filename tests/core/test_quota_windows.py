@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from datetime import UTC, datetime, timedelta
 from fractions import Fraction
 from math import ceil
@@ -10,13 +11,13 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from proxy.core.quota import MAX_AMOUNT, Calendar, Kind, Limit
+from proxy.core.quota import MAX_AMOUNT, Calendar, Kind, Limit, Standing
 from proxy.core.quota_windows import (
     Counter,
     advanced,
     bucket_at,
     calendar_bounds_s,
-    charged,
+    charge,
     end_ms,
     reset_ms,
     standing,
@@ -82,7 +83,9 @@ def test_a_clock_that_goes_back_opens_nothing_again() -> None:
     assert wait == 100_600
     assert _used_later(counter, earlier_ms + wait) == 106
     today = calendar_bounds_s(Calendar.DAY, START_MS // 1000)[0]
-    assert advanced(Counter(Calendar.DAY, today, 5), Calendar.DAY, (today - 1) * 1000) == (Calendar.DAY, today, 5, 0)
+    assert advanced(Counter(Calendar.DAY, today, 5), Calendar.DAY, (today - 1) * 1000) == Counter(
+        Calendar.DAY, today, 5
+    )
 
 
 @pytest.mark.parametrize(
@@ -139,7 +142,8 @@ def test_at_the_reset_nothing_counts_any_more(drawn: tuple[Counter, int]) -> Non
     wait = reset_ms(counter, now_ms)
     assert _used_later(counter, now_ms + wait) == 0
     assert wait == 0 or _used_later(counter, now_ms + wait - 1) > 0
-    assert advanced(counter, counter.window, end_ms(counter))[2:] == (0, 0)
+    over = advanced(counter, counter.window, end_ms(counter))
+    assert (over.current, over.previous) == (0, 0)
 
 
 @given(_counted(), st.integers(0, 3), st.integers(-MAX_AMOUNT, MAX_AMOUNT))
@@ -147,16 +151,18 @@ def test_a_charge_lands_in_its_bucket_or_nowhere(drawn: tuple[Counter, int], ago
     counter, _ = drawn
     sliding = isinstance(counter.window, int)
     bucket = counter.bucket - ago
-    after = charged(counter, bucket, change)
-    assert after[:2] == counter[:2]
+    after = copy.copy(counter)
+    charge(after, bucket, change)
+    assert (after.window, after.bucket) == (counter.window, counter.bucket)
     current = counter.current + change if ago == 0 else counter.current
     previous = counter.previous + change if ago == 1 and sliding else counter.previous
-    assert after[2:] == (sorted((0, current, MAX_AMOUNT))[1], sorted((0, previous, MAX_AMOUNT))[1])
+    assert after.current == sorted((0, current, MAX_AMOUNT))[1]
+    assert after.previous == sorted((0, previous, MAX_AMOUNT))[1]
 
 
 def test_a_standing_tells_what_is_left_and_when_all_of_it_is_back() -> None:
     limit = Limit(Kind.TOKENS, 110, 60)
     half = START_MS + 30_000
-    assert standing(limit, Counter(60, MINUTE, 0, 100), half) == (limit, 50, 60, 30.0)
-    assert standing(limit, Counter(60, MINUTE, 80, 100), half) == (limit, 130, 0, 90.0)
-    assert standing(limit, Counter(60, MINUTE), half) == (limit, 0, 110, 0.0)
+    assert standing(limit, Counter(60, MINUTE, 0, 100), half) == Standing(limit, 50, 60, 30.0)
+    assert standing(limit, Counter(60, MINUTE, 80, 100), half) == Standing(limit, 130, 0, 90.0)
+    assert standing(limit, Counter(60, MINUTE), half) == Standing(limit, 0, 110, 0.0)

@@ -10,7 +10,7 @@ from proxy.stores.tables import EXCHANGES
 def test_every_figure_has_its_column() -> None:
     """A kind of token that is added here must not be lost on the way to the ledger."""
     assert set(Usage._fields) <= set(EXCHANGES.c.keys())
-    assert set(Settled.__slots__) - {"usage"} <= set(EXCHANGES.c.keys())
+    assert set(Settled.__struct_fields__) - {"usage"} <= set(EXCHANGES.c.keys())
 
 
 def test_nothing_was_used_until_something_was() -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, MultipleResults, RuleBasedStateMachine, consumes, invariant, multiple, rule
+from msgspec.structs import astuple
 
 from proxy.core.quota import LEASE_MS, Calendar, Demand, Granted, Kind, Limit, Limits, Refused
 from tests.fakes.quotas import Charge, QuotaStage, Recount, amount
@@ -69,9 +70,9 @@ class QuotaMachine(RuleBasedStateMachine):
         self.check_used(key_id, limits, answer)
         now_ms = self.stage.now_ms()
         assert [standing.limit for standing in answer.standings] == list(limits.windows)
-        for limit, used, remaining, reset_s in answer.standings:
-            reset_ms = round(reset_s * 1000)
-            assert remaining == max(limit.amount - used, 0)
+        for standing in answer.standings:
+            limit, reset_ms = standing.limit, round(standing.reset_s * 1000)
+            assert standing.remaining == max(limit.amount - standing.used, 0)
             assert self.recount.used(key_id, limit, now_ms + reset_ms) == 0
             assert reset_ms == 0 or self.recount.used(key_id, limit, now_ms + reset_ms - 1) > 0
 
@@ -84,7 +85,7 @@ class QuotaMachine(RuleBasedStateMachine):
         answer = self.run(self.stage.store.reserve(next(self.ids), key_id, limits, demand))
         if isinstance(answer, Granted):
             assert (unfit, is_full) == ([], False)
-            assert answer.reservation[1:4] == (key_id, limits, demand)
+            assert astuple(answer.reservation)[1:4] == (key_id, limits, demand)
             self.recount.grant(answer, now_ms)
         else:
             assert self.snapshot() == before

@@ -6,6 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING
 
 import pytest
+from msgspec.structs import astuple, replace
 
 from proxy.core.quota import MAX_AMOUNT, Demand, Granted, Limits
 from tests.fakes.quota_asking import (
@@ -52,7 +53,8 @@ async def test_a_refusal_by_one_limit_changes_none(stage: QuotaStage, demand: De
     await granted(stage, ALL, Demand(1, 40, 1))
     before = await standings(stage)
     await refused(stage, ALL, demand)
-    assert [standing[:3] for standing in await standings(stage)] == [standing[:3] for standing in before]
+    after = await standings(stage)
+    assert [astuple(standing)[:3] for standing in after] == [astuple(standing)[:3] for standing in before]
 
 
 async def test_of_several_limits_the_longest_wait_is_told(stage: QuotaStage) -> None:
@@ -101,8 +103,8 @@ async def test_settling_happens_once(stage: QuotaStage) -> None:
 
 async def test_what_the_store_does_not_know_is_left_alone(stage: QuotaStage) -> None:
     reservation = await granted(stage, ALL, Demand(1, 50, 50))
-    await stage.store.settle(reservation._replace(id="exc_unknown"), Demand())
-    await stage.store.settle(reservation._replace(key_id="unknown"), Demand())
+    await stage.store.settle(replace(reservation, id="exc_unknown"), Demand())
+    await stage.store.settle(replace(reservation, key_id="unknown"), Demand())
     await stage.store.renew([])
     assert await used(stage) == [1, 50, 50, 50]
 

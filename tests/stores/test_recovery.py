@@ -38,7 +38,7 @@ def workers(engine: Engine) -> dict[str, int]:
 def leave_open(engine: Engine, worker: str, count: int = 1, started_ms: int = START_MS) -> None:
     """As a worker that died had opened them."""
     made = [opened(f"{worker}-{number}", started_ms=started_ms) for number in range(count)]
-    names = made[0].__slots__
+    names = made[0].__struct_fields__
     with engine.begin() as connection:
         connection.execute(
             sa.insert(EXCHANGES), [{name: getattr(row, name) for name in names} | {"worker": worker} for row in made]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import redis
+from msgspec.structs import replace
 
 from proxy.core.errors import STORE_UNAVAILABLE, ProxyError
 from proxy.core.quota import Calendar, Demand, Granted, Kind, Limit, Limits, Refused
@@ -83,7 +84,7 @@ async def test_a_repeated_reservation_is_charged_once(store: RedisQuotaStore) ->
 
 async def test_a_reservation_that_arrives_after_its_withdrawal_is_none(store: RedisQuotaStore) -> None:
     lost = (await granted(store, "exc_1")).reservation
-    store._withdraw(lost._replace(buckets=()))
+    store._withdraw(replace(lost, buckets=()))
     await until(lambda: not store.unsettled, "the withdrawal is delivered")
     assert await used(store) == [0, 0, 0]
     with pytest.raises(ProxyError) as failure:
