@@ -22,18 +22,16 @@ from proxy.server.ops import OpsApi
 from proxy.stores.base import LedgerProblem
 from proxy.stores.database import reason_of
 from proxy.stores.keys import KeyStore
-from proxy.stores.memory import MemoryQuotaStore
 from proxy.tasks import BackgroundTasks
 from proxy.tokenizers import BackgroundCounter, prepare
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Coroutine, Iterable
 
     import structlog
     from sqlalchemy import Engine
 
     from proxy.config.settings import Config
-    from proxy.core.quota import Demand, Reservation
     from proxy.opening import Opened
     from proxy.phases.live import LiveExchanges
     from proxy.phases.pipeline import Pipeline
@@ -66,7 +64,7 @@ class App:
         self._chores = BackgroundTasks()
         self._beside = BackgroundCounter(opened.counter)
         self.ledger = ledger_of(config, opened.engine, metrics)
-        self._quotas = Quotas(opened.store, self._settle, self._release, metrics.quotas)
+        self._quotas = Quotas(opened.store, self._later, metrics.quotas)
         self._standing = Standing(
             metrics,
             log,
@@ -175,23 +173,9 @@ class App:
         self._beside.close()
         await asyncio.to_thread(self._opened.engine.dispose)
 
-    def _settle(self, reservation: Reservation, used: Demand, done: Callable[[], None]) -> None:
-        """Tell the store what an exchange came to: at once where that takes no waiting."""
-        store = self._opened.store
-        if isinstance(store, MemoryQuotaStore):
-            store.settle_now(reservation, used)
-            done()
-        else:
-            self.tasks.start(store.settle(reservation, used), "quota").add_done_callback(lambda _: done())
-
-    def _release(self, reservation: Reservation, done: Callable[[], None]) -> None:
-        """Tell the store that nobody waits for an exchange any more."""
-        store = self._opened.store
-        if isinstance(store, MemoryQuotaStore):
-            store.release_now(reservation)
-            done()
-        else:
-            self.tasks.start(store.release(reservation), "quota").add_done_callback(lambda _: done())
+    def _later(self, asking: Coroutine[object, None, None], done: Callable[[], None]) -> None:
+        """Ask the quota store in the background."""
+        self.tasks.start(asking, "quota").add_done_callback(lambda _: done())
 
 
 async def open_app(

@@ -138,7 +138,8 @@ def counter_name(limit: Limit) -> str:
 
 def bounded(demand: Demand) -> Demand:
     """The demand as stores count it: nothing below zero, nothing beyond `MAX_AMOUNT`."""
-    if min(demand) >= 0 and max(demand) <= MAX_AMOUNT:
+    requests, tokens, micro_usd = demand
+    if 0 <= requests <= MAX_AMOUNT and 0 <= tokens <= MAX_AMOUNT and 0 <= micro_usd <= MAX_AMOUNT:
         return demand
     return Demand(*(min(max(amount, 0), MAX_AMOUNT) for amount in demand))
 

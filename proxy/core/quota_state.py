@@ -65,16 +65,14 @@ def reserve(  # noqa: PLR0917 - the arguments of `QuotaStore.reserve`, between w
     for limit, amount, counter, at, over_ms, length_ms in sheet.rows:
         # as `used` and `standing` would have it of a counter with the demand in it
         counted = current = counter.current + demand[at]
-        reset_ms = left_ms = over_ms - now_ms
         if counter.previous:
-            counted += faded(counter.previous, left_ms, length_ms)
+            counted += faded(counter.previous, over_ms - now_ms, length_ms)
         if counted > amount:
             is_admitted = False
             break
+        reset_ms = over_ms - now_ms if counted else 0
         if current:
             reset_ms += length_ms
-        elif not counted:
-            reset_ms = 0
         standings.append(Standing(limit, counted, amount - counted, reset_ms / 1000))
     if not is_admitted:
         return refused(limits, demand, [counter for counter, _ in sheet.counters], now_ms)

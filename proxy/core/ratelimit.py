@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from proxy.core.headers import RawHeaders
     from proxy.core.quota import Demand, Limit, Refused, Standing
 
+_REQUESTS: Final = Kind.REQUESTS  # members are slow to find on their class
+_TOKENS: Final = Kind.TOKENS
 _OF_REQUESTS: Final = b"x-ratelimit-limit-requests", b"x-ratelimit-remaining-requests", b"x-ratelimit-reset-requests"
 _OF_TOKENS: Final = b"x-ratelimit-limit-tokens", b"x-ratelimit-remaining-tokens", b"x-ratelimit-reset-tokens"
 _MICRO: Final = 1_000_000
@@ -25,9 +27,9 @@ def headers(standings: Iterable[Standing]) -> RawHeaders:
     requests = tokens = None
     for standing in standings:
         kind = standing.limit.kind
-        if kind is Kind.TOKENS:
+        if kind is _TOKENS:
             tokens = standing if tokens is None else _tighter(tokens, standing)
-        elif kind is Kind.REQUESTS:
+        elif kind is _REQUESTS:
             requests = standing if requests is None else _tighter(requests, standing)
     told = [] if requests is None else _lines(requests, *_OF_REQUESTS)
     if tokens is not None:

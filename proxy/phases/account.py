@@ -110,18 +110,23 @@ class Accounting:
 
         Raises `ProxyError` 429 where the key's quota does not allow it, STORE_UNAVAILABLE when it cannot be recorded.
         """
-        first = target.model.routes[0]
-        served = first.rename or admission.model
-        encoding = target.model.encoding or encoding_of(served or "")
-        expected = await self._estimate(exchange, admission, encoding)
+        model, asked, principal = target.model, admission.model, admission.principal
+        first = model.routes[0]
+        served = first.rename or asked
+        encoding = model.encoding or encoding_of(served or "")
+        if exchange.endpoint.treatment is not Treatment.METERED:
+            expected = _NOTHING  # nobody says how many tokens speech or a picture will be
+        elif len(admission.body) <= _LONG_BYTES:
+            expected = estimate(admission.body, exchange.endpoint.name, encoding, self.counting.now)
+        else:
+            expected = await self._estimate_beside(exchange, admission, encoding)
         most_tokens = expected.max_output_tokens
         if most_tokens is None:
-            most_tokens = min(target.model.max_output_tokens * expected.answers, MAX_TOKENS)
+            most_tokens = min(model.max_output_tokens * expected.answers, MAX_TOKENS)
         reserved = Usage(expected.prompt_tokens, most_tokens)
-        price = self._prices.find(admission.model, served) if admission.model is not None else None
+        price = self._prices.find(asked, served) if asked is not None else None
         cost_nano_usd = 0 if price is None else cost_nano_usd_of(reserved, price)
-        principal = admission.principal
-        limits = principal.limits.for_model(admission.model or "")
+        limits = principal.limits.for_model(asked or "")
         hold = await self._quotas.reserve(exchange.id, principal.key_id, limits, demand_of(reserved, cost_nano_usd))
         try:
             entry = self._ledger.open(self._opened(exchange, admission, first.upstream.name, reserved, cost_nano_usd))
@@ -180,12 +185,8 @@ class Accounting:
             reserved_nano_usd=cost_nano_usd,
         )
 
-    async def _estimate(self, exchange: Exchange, admission: Admission, encoding: str) -> Estimate:
-        if exchange.endpoint.treatment is not Treatment.METERED:
-            return _NOTHING  # nobody says how many tokens speech or a picture will be
+    async def _estimate_beside(self, exchange: Exchange, admission: Admission, encoding: str) -> Estimate:
         parameters = admission.body, exchange.endpoint.name, encoding, self.counting.now
-        if len(admission.body) <= _LONG_BYTES:
-            return estimate(*parameters)
         # one at a time of each key: there are few threads, and no key may keep all of them busy
         turn = self._turns.setdefault(admission.principal.key_id, asyncio.Lock())
         async with turn:

@@ -10,7 +10,7 @@ from proxy.core.quota import LEASE_MS, Demand, Refused
 from proxy.core.ratelimit import refusal
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Coroutine
 
     from proxy.core.quota import Granted, Limits, Reservation
     from proxy.core.usage import Usage
@@ -35,20 +35,17 @@ def _nothing() -> None:
 class Quotas:
     """The quotas of all keys, in `store`; knows which exchanges of this process hold a part of one.
 
-    `settle` tells the store what a reservation came to, `release` that its slot is free; at once or in the background.
-    Neither raises, and both call what they are given when the store knows.
+    `later` runs what the store has to be waited for in the background, and then calls what it is given.
     """
 
     def __init__(
         self,
         store: QuotaStore,
-        settle: Callable[[Reservation, Demand, Callable[[], None]], None],
-        release: Callable[[Reservation, Callable[[], None]], None],
+        later: Callable[[Coroutine[object, None, None], Callable[[], None]], None],
         metrics: QuotaMetrics,
     ) -> None:
         self._store = store
-        self._settle = settle
-        self._release = release
+        self._later = later
         self._metrics = metrics
         self._held: dict[str, Reservation] = {}
         self._waiting: dict[str, set[asyncio.Future[None]]] = {}
@@ -81,7 +78,8 @@ class Quotas:
         if isinstance(answer, Refused):
             self._metrics.refused(key_id, answer.limit)
         else:
-            self._release(answer.reservation, _nothing)
+            if not self._store.release_now(answer.reservation):
+                self._later(self._store.release(answer.reservation), _nothing)
             self._metrics.admitted(key_id, answer.standings)
         return answer
 
@@ -89,24 +87,33 @@ class Quotas:
         """Charge nothing for what `more` has reserved."""
         reservation = granted.reservation
         self._metrics.settled(reservation.key_id, granted.standings, reservation.demand, Demand())
-        self._settle(reservation, Demand(), _nothing)
+        if not self._store.settle_now(reservation, Demand()):
+            self._later(self._store.settle(reservation, Demand()), _nothing)
 
     def settle(self, granted: Granted, used: Demand, then: Callable[[], None] | None = None) -> None:
         """Charge what was used in place of what was reserved, and free the slot; `then` is called when that is done."""
         reservation = granted.reservation
         del self._held[reservation.id]
         self._metrics.settled(reservation.key_id, granted.standings, reservation.demand, used)
-
-        def settled() -> None:
-            self._freed(reservation.key_id)
-            if then is not None:
-                then()
-
-        self._settle(reservation, used, settled)
+        if self._store.settle_now(reservation, used):
+            self._settled(reservation.key_id, then)
+        else:
+            done = functools.partial(self._settled, reservation.key_id, then)
+            self._later(self._store.settle(reservation, used), done)
 
     def release(self, granted: Granted) -> None:
         """Free the slot of an exchange that nobody waits for any more; what it used is still to be found out."""
-        self._release(granted.reservation, functools.partial(self._freed, granted.reservation.key_id))
+        reservation = granted.reservation
+        if self._store.release_now(reservation):
+            self._freed(reservation.key_id)
+        else:
+            self._later(self._store.release(reservation), functools.partial(self._freed, reservation.key_id))
+
+    def _settled(self, key_id: str, then: Callable[[], None] | None) -> None:
+        if self._waiting:
+            self._freed(key_id)
+        if then is not None:
+            then()
 
     def _freed(self, key_id: str) -> None:
         for waiting in self._waiting.get(key_id, ()):

@@ -97,11 +97,14 @@ def settle(account: Account, observation: Observation) -> Settlement:
 
 
 def _settle_answer(account: Account, observation: Observation) -> Settlement:
-    usage = account.reserved if observation.grade is Grade.UNKNOWN else observation.usage
-    if account.price is None or (observation.grade is Grade.UNKNOWN and usage == Usage()):
+    grade, usage = observation
+    is_unknown = grade is Grade.UNKNOWN
+    if is_unknown:
+        usage = account.reserved
+    if account.price is None or (is_unknown and usage == Usage()):
         # sound and pictures reserve nothing: nobody knows what they cost where no usage is said
-        return Settlement(observation.grade, usage, 0, is_priced=observation == _NOTHING_USED)
-    return Settlement(observation.grade, usage, cost_nano_usd(usage, account.price), is_priced=True)
+        return Settlement(grade, usage, 0, is_priced=observation == _NOTHING_USED)
+    return Settlement(grade, usage, cost_nano_usd(usage, account.price), is_priced=True)
 
 
 def enter(

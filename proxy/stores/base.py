@@ -92,7 +92,13 @@ class QuotaStore(Protocol):
         """
 
     def reserve_now(self, reservation_id: str, key_id: str, limits: Limits, demand: Demand) -> Granted | Refused | None:
-        """`reserve` where nothing has to be waited for; None, and nothing has changed, where it has to."""
+        """`reserve` where there is nothing to wait for; None, and nothing has changed, where there is."""
+
+    def settle_now(self, reservation: Reservation, used: Demand) -> bool:
+        """`settle` where there is nothing to wait for; False, and nothing has changed, where there is."""
+
+    def release_now(self, reservation: Reservation) -> bool:
+        """`release` where there is nothing to wait for; False, and nothing has changed, where there is."""
 
     async def settle(self, reservation: Reservation, used: Demand) -> None:
         """Replace what was reserved by what was used, in the buckets of the reservation, and free the slot.

@@ -41,19 +41,17 @@ class MemoryQuotaStore:
 
     async def reserve(self, reservation_id: str, key_id: str, limits: Limits, demand: Demand) -> Granted | Refused:
         """As the protocol says. Waits for nothing but the ledger, on the key's first exchange in a window."""
-        if self._recall is not None:
-            await self._recall_unknown(self._recall, key_id, limits)
-        return self._reserve(reservation_id, key_id, limits, demand)
+        while (answer := self.reserve_now(reservation_id, key_id, limits, demand)) is None:
+            await self._recall_unknown(key_id, limits)
+        return answer
 
     def reserve_now(self, reservation_id: str, key_id: str, limits: Limits, demand: Demand) -> Granted | Refused | None:
         """As the protocol says: None where the ledger is to be asked."""
-        if self._recall is not None and self._unknown(key_id, limits):
-            return None
-        return self._reserve(reservation_id, key_id, limits, demand)
-
-    def _reserve(self, reservation_id: str, key_id: str, limits: Limits, demand: Demand) -> Granted | Refused:
-        now_ms = self._clock_ms()
         state = self._states.get(key_id) or KeyState()
+        sheet = state.sheet  # of these limits: all that they count in is known
+        if self._recall is not None and (sheet is None or sheet.limits is not limits) and _unknown(state, limits):
+            return None
+        now_ms = self._clock_ms()
         answer = quota_state.reserve(state, reservation_id, key_id, limits, demand, now_ms)
         if isinstance(answer, Granted):
             if key_id not in self._states:
@@ -65,43 +63,33 @@ class MemoryQuotaStore:
         """As the protocol says."""
         self.settle_now(reservation, used)
 
-    def settle_now(self, reservation: Reservation, used: Demand) -> None:
-        """`settle` for who cannot wait: there is nothing to wait for."""
+    def settle_now(self, reservation: Reservation, used: Demand) -> bool:
+        """As the protocol says: there is nothing to wait for."""
         state = self._states.get(reservation.key_id)
         if state is not None:
             quota_state.settle(state, reservation, used)
+        return True
 
     async def release(self, reservation: Reservation) -> None:
         """As the protocol says."""
         self.release_now(reservation)
 
-    def release_now(self, reservation: Reservation) -> None:
-        """`release` for who cannot wait."""
+    def release_now(self, reservation: Reservation) -> bool:
+        """As the protocol says: there is nothing to wait for."""
         state = self._states.get(reservation.key_id)
         if state is not None:
             quota_state.release(state, reservation.id)
+        return True
 
     async def renew(self, reservations: Sequence[Reservation]) -> None:
         """Nothing to do: slots here have no lease. Who holds one ends with this store, and a pause harms neither."""
 
-    def _unknown(self, key_id: str, limits: Limits) -> list[Limit]:
-        """The limits by the calendar of which nothing is known. An earlier window is enough: this store saw it end."""
-        state = self._states.get(key_id)
-        if state is not None and state.sheet is not None and state.sheet.limits is limits:
-            return []
-        counters = state.counters if state is not None else {}
-        return [
-            limit
-            for limit in limits.windows
-            if not isinstance(limit.window, int) and counter_name(limit) not in counters
-        ]
-
-    async def _recall_unknown(self, recall: Recall, key_id: str, limits: Limits) -> None:
+    async def _recall_unknown(self, key_id: str, limits: Limits) -> None:
         """Ask the ledger: one of those who want to know, and the others share its answer, or its failure."""
-        while unknown := self._unknown(key_id, limits):
+        while self._recall is not None and (unknown := _unknown(self._states.get(key_id), limits)):
             asked = self._recalling.get(key_id)
             if asked is None:
-                await self._recall_windows(recall, key_id, unknown)
+                await self._recall_windows(self._recall, key_id, unknown)
                 continue
             await asyncio.wait((asked,))
             if not asked.cancelled() and not asked.result():
@@ -143,6 +131,16 @@ class MemoryQuotaStore:
             self._turn.append(key_id)
         else:
             del self._states[key_id]
+
+
+def _unknown(state: KeyState | None, limits: Limits) -> list[Limit]:
+    """The limits by the calendar of which nothing is known. An earlier window is enough: the store saw it end."""
+    counters = state.counters if state is not None else {}
+    return [
+        limit
+        for limit, name in zip(limits.windows, limits.names, strict=True)
+        if not isinstance(limit.window, int) and name not in counters
+    ]
 
 
 def _unreadable() -> ProxyError:

@@ -108,6 +108,14 @@ class RedisQuotaStore:
     def reserve_now(self, *_: object) -> None:
         """As the protocol says: Redis is always waited for."""
 
+    def settle_now(self, *_: object) -> bool:
+        """As the protocol says."""
+        return False
+
+    def release_now(self, *_: object) -> bool:
+        """As the protocol says."""
+        return False
+
     async def reserve(self, reservation_id: str, key_id: str, limits: Limits, demand: Demand) -> Granted | Refused:
         """As the protocol says, also after a lost answer: what it may have reserved is given back."""
         reservation = Reservation(reservation_id, key_id, limits, bounded(demand), ())

@@ -189,12 +189,7 @@ class Exchanges:
         self._counting = counting
         self._prices = PriceList({"gpt-4o*": None})
         store = MemoryQuotaStore(lambda: time.monotonic_ns() // 1_000_000)
-        quotas = Quotas(
-            store,
-            lambda held, used, _: store.settle_now(held, used),
-            lambda held, _: store.release_now(held),
-            Metrics(CollectorRegistry()).quotas,
-        )
+        quotas = Quotas(store, lambda asking, _: asking.close(), Metrics(CollectorRegistry()).quotas)
         self._accounting = Accounting(
             quotas=quotas,
             ledger=ledger,

@@ -96,14 +96,14 @@ async def test_each_ending_settles_once(ending: Ending, monkeypatch: pytest.Monk
     key = KeyConfig(id="team-a", secret=Secret(KEY), plan="p")
     models = {"m": ModelConfig(price=PriceConfig(input=1, output=2))}
     async with line(ledger=ledger, plans={"p": plan}, keys=(key,), models=models) as way:
-        quotas = way.proxy.worker.app._quotas
-        told = quotas._settle
+        quotas, store = way.proxy.worker.app._quotas, way.proxy.worker.app._opened.store
+        told = store.settle_now
 
-        def counted(reservation: Any, used: Any, done: Any) -> None:
+        def counted(reservation: Any, used: Any) -> bool:
             quota[reservation.id] += 1
-            told(reservation, used, done)
+            return told(reservation, used)
 
-        monkeypatch.setattr(quotas, "_settle", counted)
+        monkeypatch.setattr(store, "settle_now", counted)
         await ending(way)
         await until(lambda: len(way.proxy.worker.app.live) == 0, "the end")
         exchange = await way.proxy.exchange()
