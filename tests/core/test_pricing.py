@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.core.pricing import MAX_COST_NANO_USD, Price, PriceList, cost_nano_usd
+from proxy.core.pricing import MAX_COST_NANO_USD, Price, PriceList, _cost_of_any, cost_nano_usd
 from proxy.core.usage import Usage
 
 EVERY_KIND = Price.of(
@@ -34,6 +34,7 @@ prices = st.builds(
     audio_minute=figures,
 )
 wild_usages = st.builds(Usage, *[wild_counts] * 10, st.floats())
+plain_usages = st.builds(Usage, *[st.integers(-3, 300) | wild_counts] * 2, st.integers(-3, 300))
 shares = st.lists(st.integers(0, 10**6), min_size=5, max_size=5)
 
 
@@ -70,6 +71,11 @@ def plain_sum(usage: Usage, price: Price) -> Fraction:
     spoken = price.output if price.audio_output is None else price.audio_output
     million_usd += usage.audio_output_tokens * Fraction(spoken)
     return million_usd * 1000 + Fraction(usage.audio_s) / 60 * Fraction(price.audio_minute) * 10**9
+
+
+@given(plain_usages | wild_usages, prices | st.builds(Price.of, input=st.integers(0, 99), output=st.integers(0, 99)))
+def test_the_straight_line_leads_where_the_long_way_does(usage: Usage, price: Price) -> None:
+    assert cost_nano_usd(usage, price) == _cost_of_any(usage, price)
 
 
 @pytest.mark.parametrize(
@@ -279,4 +285,7 @@ def test_names_of_clients_are_not_kept() -> None:
     known = len(prices._bundled)
     for number in range(5000):
         assert prices.find(f"gpt-4o-{number}", f"gpt-4o-mini-{number}") is None
+        assert prices.find(f"{'x' * 128}-{number}", None) is None
     assert len(prices._bundled) == known
+    remembered = prices._remembered.cache_info()
+    assert (remembered.currsize, remembered.misses) == (1024, 5000), "no more than so many, and no long ones"

@@ -212,6 +212,21 @@ async def test_a_key_that_used_nothing_is_asked_for_once_also_when_it_is_refused
     assert len(ledger.asked) == 1
 
 
+async def test_what_the_ledger_is_to_be_asked_for_is_not_answered_at_once() -> None:
+    ledger = Ledger(USED_BEFORE)
+    ledger.may_answer.set()
+    store = MemoryQuotaStore(ManualClock(), ledger.recall)
+    assert store.reserve_now("exc_1", "team-a", LIMITS, DEMAND) is None
+    assert (len(store), ledger.asked) == (0, [])
+    assert isinstance(store.reserve_now("exc_2", "team-a", SLIDING, DEMAND), Granted)
+    assert store.reserve_now("exc_3", "team-a", LIMITS, DEMAND) is None, "of other windows it still knows nothing"
+    answer = await store.reserve("exc_3", "team-a", LIMITS, DEMAND)
+    assert [standing.used for standing in answer.standings] == [20, 910, 990]
+    at_once_now = store.reserve_now("exc_4", "team-a", LIMITS, Demand(1, 1, 11))
+    assert isinstance(at_once_now, Refused)
+    assert at_once_now.limit == MONTHLY
+
+
 async def test_many_first_exchanges_share_one_answer() -> None:
     ledger = Ledger(USED_BEFORE)
     store = MemoryQuotaStore(ManualClock(), ledger.recall)

@@ -173,3 +173,21 @@ async def test_a_settlement_lands_in_the_window_of_its_reservation(stage: QuotaS
     assert await used(stage, limits) == [0, 100]
     stage.advance(86_400_000)
     assert await used(stage, limits) == [0, 0]
+
+
+async def test_a_store_that_has_to_be_waited_for_says_so_and_changes_nothing(stage: QuotaStage) -> None:
+    store, limits, demand = stage.store, Limits(ALL.windows, concurrency=1), Demand(1, 60, 400)
+    answer = store.reserve_now("exc_now", "team-a", limits, demand)
+    is_at_once = answer is not None
+    assert await used(stage) == ([1, 60, 60, 400] if is_at_once else [0, 0, 0, 0])
+    if answer is None:
+        answer = await store.reserve("exc_now", "team-a", limits, demand)
+    assert isinstance(answer, Granted)
+    assert store.release_now(answer.reservation) == is_at_once
+    if is_at_once:
+        await granted(stage, limits, Demand(1, 5, 5))
+    else:
+        await refused(stage, limits, Demand(1, 5, 5))
+    before = await used(stage)
+    assert store.settle_now(answer.reservation, Demand(1, 30, 200)) == is_at_once
+    assert await used(stage) == ([2, 35, 35, 205] if is_at_once else before)
