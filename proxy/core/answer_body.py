@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
+
+import msgspec
 
 from proxy.core.answer_events import Said, read_json
 from proxy.core.answer_usage import read_usage
@@ -14,6 +16,17 @@ MAX_BODY_BYTES: Final = 65536
 _BOM: Final = b"\xef\xbb\xbf"
 # A response in the background that is not made yet: what it will use is said where nobody here listens.
 _UNMADE: Final = ("queued", "in_progress")
+
+
+class _Bill(msgspec.Struct, gc=False):
+    """What of a body decides what it costs, if the upstream says what was used."""
+
+    usage: Any = None
+    error: Any = None
+    status: Any = None
+
+
+_BILL: Final = msgspec.json.Decoder(_Bill)
 
 
 class BodyAnswer(Reader):
@@ -48,6 +61,9 @@ class BodyAnswer(Reader):
         self._held.clear()
 
     def _finish(self) -> None:
+        if self._walk is None and self._finish_by_bill(bytes(self._held)):
+            self._held.clear()
+            return
         body = bytes(self._held).removeprefix(_BOM).strip()
         said = read_json(body) if body and self._walk is None else None
         if body and said is None:
@@ -68,3 +84,15 @@ class BodyAnswer(Reader):
             self._texts.add_body(said)
             self._texts.join()
             self.lost = self.lost or self._texts.not_text
+
+    def _finish_by_bill(self, body: bytes) -> bool:
+        """The usual end: the upstream says what was used, so that nobody needs the texts."""
+        try:
+            bill = _BILL.decode(body)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            return False
+        if bill.usage is None or bill.error or bill.status in _UNMADE:
+            return False
+        self.usage = read_usage(bill.usage, input_only=self._input_only)
+        self.final = self.usage is not None
+        return self.final

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, TypeGuard
+from typing import TYPE_CHECKING, Annotated, Any, Final, TypeGuard
+
+import msgspec
 
 from proxy.core.tokens import MAX_TOKENS
 from proxy.core.usage import Usage
@@ -21,6 +23,37 @@ _OUTPUT: Final = ("completion_tokens", "output_tokens")
 _INPUT_DETAILS: Final = ("prompt_tokens_details", "input_tokens_details", "input_token_details")
 _OUTPUT_DETAILS: Final = ("completion_tokens_details", "output_tokens_details", "output_token_details")
 
+_Tokens = Annotated[int, msgspec.Meta(ge=0, le=MAX_TOKENS)]
+
+
+class _UsualInput(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=True):
+    cached_tokens: _Tokens = 0
+    cache_write_tokens: _Tokens = 0
+    audio_tokens: _Tokens = 0
+    image_tokens: _Tokens = 0
+    text_tokens: Any = None  # what is left of the input
+
+
+class _UsualOutput(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=True):
+    reasoning_tokens: _Tokens = 0
+    audio_tokens: _Tokens = 0
+    accepted_prediction_tokens: _Tokens = 0
+    rejected_prediction_tokens: _Tokens = 0
+
+
+class _Usual(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=True):
+    """The usage of a chat as OpenAI says it; whatever else an upstream says is read by `_read_any`."""
+
+    prompt_tokens: _Tokens
+    completion_tokens: _Tokens
+    total_tokens: _Tokens
+    prompt_tokens_details: _UsualInput | None = None
+    completion_tokens_details: _UsualOutput | None = None
+
+
+_NO_INPUT_DETAILS: Final = _UsualInput()
+_NO_OUTPUT_DETAILS: Final = _UsualOutput()
+
 
 def read_usage(said: object, *, input_only: bool = False) -> Usage | None:
     """What a usage object says, None if it cannot be believed.
@@ -29,6 +62,39 @@ def read_usage(said: object, *, input_only: bool = False) -> Usage | None:
     that is missing and does not follow from the others. `input_only`: the endpoint has no output (embeddings), so that
     what is not said of it is 0 and a lone `total_tokens` is the input.
     """
+    try:
+        usual = msgspec.convert(said, _Usual)
+    except msgspec.ValidationError:
+        return _read_any(said, input_only=input_only)
+    return _read_usual(usual)
+
+
+def _read_usual(said: _Usual) -> Usage | None:
+    """As `_read_any` would."""
+    input_tokens = said.prompt_tokens
+    output_tokens = max(said.completion_tokens, said.total_tokens - input_tokens)
+    if not input_tokens and not output_tokens:
+        return None
+    of_input, of_output = said.prompt_tokens_details, said.completion_tokens_details
+    if of_input is None and of_output is None:
+        return Usage(input_tokens, output_tokens)
+    of_input, of_output = of_input or _NO_INPUT_DETAILS, of_output or _NO_OUTPUT_DETAILS
+    return Usage(
+        input_tokens,
+        output_tokens,
+        min(of_input.cached_tokens, input_tokens),
+        min(of_input.cache_write_tokens, input_tokens),
+        min(of_input.audio_tokens, input_tokens),
+        min(of_input.image_tokens, input_tokens),
+        min(of_output.reasoning_tokens, output_tokens),
+        min(of_output.audio_tokens, output_tokens),
+        min(of_output.accepted_prediction_tokens, output_tokens),
+        min(of_output.rejected_prediction_tokens, output_tokens),
+    )
+
+
+def _read_any(said: object, *, input_only: bool) -> Usage | None:
+    """The same in whichever dialect."""
     if not isinstance(said, dict):
         return None
     if said.get("type") == "duration":
@@ -56,6 +122,8 @@ def read_usage(said: object, *, input_only: bool = False) -> Usage | None:
 
 def usage_of(said: Said) -> Usage | None:
     """The usage of an event, wherever it stands in it."""
+    if said.response is None and said.x_groq is None:
+        return read_usage(said.usage)
     holders = (said, said.response, said.x_groq)
     usages = (read_usage(holder.usage) for holder in holders if holder is not None and holder.usage is not None)
     return next((usage for usage in usages if usage is not None), None)

@@ -81,3 +81,11 @@ def test_a_body_is_read_at_its_end_alone() -> None:
 def test_embeddings_have_no_output() -> None:
     assert whole(b'{"usage":{"total_tokens":3}}', input_only=True).usage == Usage(3, 0)
     assert whole(b'{"usage":{"total_tokens":3}}').usage is None
+
+
+def test_texts_are_not_gathered_where_the_usage_is_believed() -> None:
+    said = {"usage": plain(3, 4), "choices": [{"message": {"content": "hello"}}]}
+    answer = whole(json.dumps(said).encode())
+    assert found(answer) == (Usage(3, 4), True, False, 0, [])
+    unbelieved = whole(json.dumps(said | {"usage": plain(0, 0)}).encode())
+    assert found(unbelieved) == (None, False, False, 0, ["hello"])

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.core.answer_usage import read_usage
+from proxy.core.answer_usage import _read_any, read_usage
 from proxy.core.tokens import MAX_TOKENS
 from proxy.core.usage import Usage
 
@@ -127,3 +127,33 @@ def test_whatever_is_said_is_consistent_or_not_believed(said: dict[str, Any], in
     assert usage != Usage()
     assert max(usage[2:6]) <= usage.input_tokens
     assert max(usage[6:10]) <= usage.output_tokens
+
+
+_figures = st.integers(-2, 20) | st.sampled_from([None, True, 3.0, 2.5, MAX_TOKENS, MAX_TOKENS + 1, 2**70, "3", []])
+_usual = st.fixed_dictionaries(
+    {},
+    optional={
+        "prompt_tokens": _figures,
+        "completion_tokens": _figures,
+        "total_tokens": _figures,
+        "prompt_tokens_details": st.none()
+        | st.dictionaries(
+            st.sampled_from(["cached_tokens", "cache_write_tokens", "audio_tokens", "image_tokens", "text_tokens"]),
+            _figures,
+        ),
+        "completion_tokens_details": st.none()
+        | st.dictionaries(
+            st.sampled_from(
+                ["reasoning_tokens", "audio_tokens", "accepted_prediction_tokens", "rejected_prediction_tokens"]
+            ),
+            _figures,
+        ),
+        "input_tokens": _figures,
+        "queue_time": st.just(0.1),
+    },
+)
+
+
+@given(_usual, st.booleans())
+def test_the_short_way_reads_what_the_long_one_does(said: dict[str, Any], input_only: bool) -> None:  # noqa: FBT001 - drawn
+    assert read_usage(said, input_only=input_only) == _read_any(said, input_only=input_only)
