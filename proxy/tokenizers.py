@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import importlib
 import importlib.util
 import time
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 _LIBRARY: Final = "toktok"
 # What is counted at once: a call costs 15 µs, and this much of the text that is slowest to count 1.1 ms.
 AT_ONCE_CHARS: Final = 4096
+# Half of the texts whose counts are remembered; each takes 100 bytes. A batch may have some thousands.
+_MOST_REMEMBERED: Final = 8192
 # Behind each batch. A thread whose next work is there already would keep the interpreter lock until it is asked for it,
 # which happens after 5 ms; a sleep of 0 would win it back before the loop's thread is awake.
 _REST_S: Final = 50e-6
@@ -54,19 +57,17 @@ class _ExactCounter:
 
     def __init__(self, library: Any, encodings: Iterable[str]) -> None:
         self._count: Callable[..., list[int]] = library.batch_count
-        self._loaded = frozenset(encodings)
-        for encoding in self._loaded:
-            self._counts([""], encoding)
+        self._memories: dict[str, _Memory] = {}
+        self.prepare(encodings)
 
     def count(self, texts: Sequence[str], encoding: str) -> int:
-        if encoding not in self._loaded:
-            encoding = O200K
-        return sum(sum(self._counts(batch, encoding)) for batch in batches(texts))
+        memory = self._memories.get(encoding)
+        return (self._memories[O200K] if memory is None else memory).count(texts)
 
     def prepare(self, encodings: Iterable[str]) -> None:
-        for encoding in ({*encodings} & {O200K, CL100K}) - self._loaded:
+        for encoding in ({*encodings} & {O200K, CL100K}) - self._memories.keys():
             self._counts([""], encoding)
-            self._loaded |= {encoding}
+            self._memories[encoding] = _Memory(functools.partial(self._counts, encoding=encoding))
 
     def _counts(self, batch: list[str], encoding: str) -> list[int]:
         # threads=0 would start threads, which costs four times the call
@@ -74,6 +75,47 @@ class _ExactCounter:
             return self._count(batch, encoding, threads=1)
         except UnicodeEncodeError:
             return self._count([_whole(text) for text in batch], encoding, threads=1)
+
+
+class _Memory:
+    """What texts came to that were counted before: system prompts and histories are sent again with every turn.
+
+    Texts are known by their hashes, 64 bits under a key that is each process's own, so that nothing of a prompt stays.
+    Of a text that is cut to be counted the parts are remembered. Threads may share it: whatever two of them do at once,
+    a count that is found is right.
+    """
+
+    def __init__(self, counts: Callable[[list[str]], list[int]]) -> None:
+        self._counts = counts
+        self._young: dict[int, int] = {}
+        self._old: dict[int, int] = {}  # what was asked for again before it got here is in both
+
+    def count(self, texts: Sequence[str]) -> int:
+        try:
+            return sum(map(self._young.__getitem__, map(hash, texts)))
+        except KeyError:
+            return self._count_new(texts)
+
+    def _count_new(self, texts: Sequence[str]) -> int:
+        young, old = self._young, self._old
+        tokens = 0
+        new = []
+        for text in texts:
+            key = hash(text)
+            known = young.get(key)
+            if known is None and (known := old.get(key)) is not None:
+                young[key] = known
+            if known is None:
+                new.append(text)
+            else:
+                tokens += known
+        for batch in batches(new):
+            counts = self._counts(batch)
+            tokens += sum(counts)
+            self._young.update(zip(map(hash, batch), counts, strict=True))
+            if len(self._young) > _MOST_REMEMBERED:
+                self._old, self._young = self._young, {}
+        return tokens
 
 
 def _whole(text: str) -> str:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import sys
 import threading
 import time
+import weakref
 from typing import TYPE_CHECKING
 
 import pytest
 
+from proxy import tokenizers
 from proxy.core.tokens import CL100K, O200K, ApproximateCounter, TokenCounter, batches
-from proxy.tokenizers import AT_ONCE_CHARS, BackgroundCounter, installed, load
+from proxy.tokenizers import _MOST_REMEMBERED, AT_ONCE_CHARS, BackgroundCounter, installed, load
 from tests.fakes.waiting import until
 
 if TYPE_CHECKING:
@@ -72,6 +75,67 @@ def test_without_the_extra_there_is_a_rule(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setitem(sys.modules, "toktok", None)
     assert not installed()
     assert isinstance(load([O200K]), ApproximateCounter)
+
+
+class Library:
+    """Stands for the tokenizer's library: each word is a token; remembers which texts it was given."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+
+    def batch_count(self, texts: list[str], encoding: str, *, threads: int) -> list[int]:
+        self.texts += texts
+        return [len(text.split()) for text in texts]
+
+
+@pytest.fixture
+def library(monkeypatch: pytest.MonkeyPatch) -> Library:
+    library = Library()
+    monkeypatch.setitem(sys.modules, "toktok", library)
+    monkeypatch.setattr(tokenizers, "installed", lambda: True)
+    return library
+
+
+def test_what_was_counted_before_is_not_counted_again(library: Library) -> None:
+    counter = load([O200K, CL100K])
+    history = ["be kind", "hello", "how are you ?"]
+    assert counter.count(history, O200K) == 7
+    library.texts.clear()
+    assert counter.count([*history, "well", "be kind"], O200K) == 10
+    assert library.texts == ["well"]
+    assert counter.count(["be kind"], CL100K) == 2  # which has counts of its own
+    assert library.texts == ["well", "be kind"]
+
+
+def test_what_is_remembered_is_bounded_and_what_is_asked_for_again_stays(library: Library) -> None:
+    counter = load([O200K])
+    for number in range(3 * _MOST_REMEMBERED):
+        assert counter.count(["the system's prompt", f"turn {number}"], O200K) == 5
+    assert library.texts.count("the system's prompt") == 1
+    library.texts.clear()
+    recent = [f"turn {number}" for number in range(2 * _MOST_REMEMBERED, 3 * _MOST_REMEMBERED)]
+    assert counter.count(recent, O200K) == 2 * len(recent)
+    assert library.texts == []
+    counter.count(["turn 0"], O200K)
+    assert library.texts == ["turn 0"]
+
+
+def test_no_text_stays_in_memory() -> None:
+    class Text(str):  # a str as such takes no weak reference
+        __slots__ = ("__weakref__",)
+
+    counter = load([O200K])
+    text = Text("nobody else has this prompt")
+    gone = weakref.ref(text)
+    assert counter.count([text], O200K) == counter.count([text], O200K)
+    del text
+    gc.collect()
+    assert gone() is None
+
+
+def test_long_texts_come_to_the_same_again() -> None:
+    text = "The harbour was quiet. " * 20_000
+    assert EXACT.count([text, "word"], O200K) == EXACT.count(["word", text], O200K) == EXACT.count([text], O200K) + 1
 
 
 class Watched:

@@ -129,7 +129,9 @@ def test_whatever_is_said_is_consistent_or_not_believed(said: dict[str, Any], in
     assert max(usage[6:10]) <= usage.output_tokens
 
 
-_figures = st.integers(-2, 20) | st.sampled_from([None, True, 3.0, 2.5, MAX_TOKENS, MAX_TOKENS + 1, 2**70, "3", []])
+_figures: st.SearchStrategy[Any] = st.integers(-2, 20) | st.sampled_from(
+    [None, True, 3.0, 2.5, MAX_TOKENS, MAX_TOKENS + 1, 2**70, "3", []]
+)
 _usual = st.fixed_dictionaries(
     {},
     optional={
@@ -155,5 +157,5 @@ _usual = st.fixed_dictionaries(
 
 
 @given(_usual, st.booleans())
-def test_the_short_way_reads_what_the_long_one_does(said: dict[str, Any], input_only: bool) -> None:  # noqa: FBT001 - drawn
+def test_the_short_way_reads_what_the_long_one_does(said: dict[str, Any], input_only: bool) -> None:
     assert read_usage(said, input_only=input_only) == _read_any(said, input_only=input_only)

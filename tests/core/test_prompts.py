@@ -13,6 +13,7 @@ from proxy import tokenizers
 from proxy.core import prompts
 from proxy.core.body import read_metered
 from proxy.core.images import MEDIA
+from proxy.core.prompt_members import PromptMembers
 from proxy.core.prompts import MAX_ANSWERS, Estimate, estimate
 from proxy.core.tokens import CL100K, MAX_TOKENS, O200K
 
@@ -256,7 +257,7 @@ def test_texts_are_counted_at_once() -> None:
     assert len(counter.made) == 1
 
 
-MEMBERS = prompts._Request.__struct_fields__
+MEMBERS = PromptMembers.__struct_fields__
 INNER = (
     *prompts._TEXTS,
     *prompts._NESTED,
