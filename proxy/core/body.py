@@ -7,23 +7,23 @@ refused, if they are members we decide by.
 
 from __future__ import annotations
 
-import json
 import re
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
 from proxy.core.errors import BAD_REQUEST, INVALID_TYPE, INVALID_VALUE, MISSING_PARAMETER, ProxyError
+from proxy.core.members import Members, compact_members, value_lengths, walk
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
-    from collections.abc import Set as AbstractSet
 
 # Start and end of what is replaced, in bytes, and what takes its place.
 Edit = tuple[int, int, bytes]
 
 # The members of a request, and of its stream_options, that decide something here.
 _AMOUNTS: Final = ("max_tokens", "max_completion_tokens", "max_output_tokens", "n", "best_of")
+_AMOUNTS_READ: Final = frozenset(_AMOUNTS)
 _READ_MEMBERS: Final = frozenset({"model", "stream", "stream_options", *_AMOUNTS})
 # up to a billion: what is reserved must be what the upstream may do, and to some a negative one means "no limit"
 _AMOUNT: Final = re.compile(rb"0|[1-9][0-9]{0,8}|null")
@@ -31,35 +31,16 @@ _NUMBER: Final = re.compile(rb"-?[0-9]+")
 _READ_OPTIONS: Final = frozenset({"include_usage", "continuous_usage_stats"})
 
 _ASKS_USAGE: Final = b'"include_usage":true'
-
-# Chat has some forty members. Each costs time of the event loop, so there may not be any number of them.
-MAX_MEMBERS: Final = 1000
+_ASKING: Final = b"{%b}" % _ASKS_USAGE
+_MODEL_NAME: Final = b'"model":'
+# Of more the short way may take longer than the long one: it looks at all members before it knows how many they are.
+_MOST_COMPACT_BYTES: Final = 65536
 
 _BOM: Final = b"\xef\xbb\xbf"
-_OPENING: Final = re.compile(rb"[ \t\n\r]*+\{[ \t\n\r]*+")
-# From the opening brace, or from the end of a value, over the next name to the value it names.
-_TO_VALUE: Final = re.compile(
-    rb"""
-    (?: \A [\x20\t\n\r]*+ \{ | [\x20\t\n\r]*+ , )  [\x20\t\n\r]*+
-    ( " [^"\\]*+ (?: \\. [^"\\]*+ )*+ " )  [\x20\t\n\r]*+ : [\x20\t\n\r]*+
-    """,
-    re.VERBOSE,
-)
-_SURROGATE: Final = re.compile(rb"\\u[dD][89a-fA-F][0-9a-fA-F]{2}")
+_STRING: Final = msgspec.json.Decoder(str)
 
 
-class Members(NamedTuple):
-    """Where the members of a body's top-level object are, in bytes.
-
-    `spans`: from name to start and end of the value; of a name given twice, the last. `insert_at`: where a new member
-    may be put, as `"name":value,`, or without the comma if there is no other.
-    """
-
-    spans: Mapping[str, tuple[int, int]]
-    insert_at: int
-
-
-class MeteredRequest(NamedTuple):
+class MeteredRequest(msgspec.Struct, frozen=True, gc=False):
     """What a metered request says of itself. A `stream` of null is false, `stream_options` of null are none.
 
     `model_span`: start and end of the model's value, quotes included, in bytes. `usage_edit`: what makes a streamed
@@ -78,6 +59,39 @@ def read_metered(body: bytes) -> MeteredRequest:
     Raises ProxyError BAD_REQUEST, INVALID_TYPE, INVALID_VALUE or MISSING_PARAMETER. Messages name the member, never its
     value.
     """
+    return _read_usual(body) or _read_any(body)
+
+
+def _read_usual(body: bytes) -> MeteredRequest | None:
+    """As `_read_any` would; None for what that must judge."""
+    values = compact_members(body) if len(body) <= _MOST_COMPACT_BYTES else None
+    if values is None or not _READ_MEMBERS.isdisjoint(map(str.casefold, values.keys() - _READ_MEMBERS)):
+        return None
+    for name in values.keys() & _AMOUNTS_READ:
+        if _AMOUNT.fullmatch(values[name]) is None:
+            return None
+    # a string cannot hold this, so the only one there is names the member
+    start = body.find(_MODEL_NAME) + len(_MODEL_NAME)
+    if "model" not in values or body.find(_MODEL_NAME, start) >= 0:
+        return None
+    try:
+        model = _STRING.decode(values["model"])
+    except msgspec.DecodeError:
+        return None
+    if not model:
+        return None
+    model_span = start, start + len(memoryview(values["model"]))
+    stream, options = values.get("stream"), values.get("stream_options")
+    if stream is None or bytes(stream) == b"false":
+        return MeteredRequest(model, model_span, stream=False, usage_edit=None) if options is None else None
+    if bytes(stream) != b"true":
+        return None
+    if options is None:
+        return MeteredRequest(model, model_span, stream=True, usage_edit=(1, 1, b'"stream_options":%b,' % _ASKING))
+    return MeteredRequest(model, model_span, stream=True, usage_edit=None) if bytes(options) == _ASKING else None
+
+
+def _read_any(body: bytes) -> MeteredRequest:
     spans, insert_at = members(body)
     model, model_span = _model(body, spans)
     if model is None or model_span is None:
@@ -100,9 +114,9 @@ def read_metered(body: bytes) -> MeteredRequest:
     if options != b"null":
         edit = _usage_edit(options, spans["stream_options"][0])
     elif "stream_options" in spans:
-        edit = (*spans["stream_options"], b"{%b}" % _ASKS_USAGE)
+        edit = (*spans["stream_options"], _ASKING)
     else:
-        edit = (insert_at, insert_at, b'"stream_options":{%b},' % _ASKS_USAGE)
+        edit = (insert_at, insert_at, b'"stream_options":%b,' % _ASKING)
     return MeteredRequest(model, model_span, stream=True, usage_edit=edit)
 
 
@@ -152,7 +166,7 @@ def members(body: bytes) -> Members:
     try:
         if not body.isascii():
             body.decode()  # msgspec looks only into strings that it decodes
-        return _walk(body, _value_lengths(body), _READ_MEMBERS)
+        return walk(body, value_lengths(body), _READ_MEMBERS)
     except UnicodeDecodeError:
         raise ProxyError(BAD_REQUEST, "The request body is not valid UTF-8.") from None
     except RecursionError:
@@ -170,7 +184,7 @@ def _usage_edit(options: bytes, offset: int) -> Edit | None:
     not be hidden: who switches it on, by whatever vLLM takes for true, is served as asked. Raises ProxyError
     BAD_REQUEST.
     """
-    spans, insert_at = _walk(options, _value_lengths(options), _READ_OPTIONS, within="stream_options")
+    spans, insert_at = walk(options, value_lengths(options), _READ_OPTIONS, within="stream_options")
     if not {_value(options, spans, name) for name in _READ_OPTIONS} <= {b"false", b"null"}:
         return None
     if "include_usage" in spans:
@@ -178,82 +192,6 @@ def _usage_edit(options: bytes, offset: int) -> Edit | None:
         return offset + start, offset + end, b"true"
     at = offset + insert_at
     return at, at, _ASKS_USAGE + b"," if spans else _ASKS_USAGE
-
-
-class _Name:
-    """Stands for a member's name while msgspec decodes: no two are equal, so that a name given twice stays two."""
-
-    __slots__ = ()
-
-
-def _value_lengths(body: bytes) -> list[int]:
-    """Let msgspec validate the body; the length of each top-level value, in bytes and in order.
-
-    Raises msgspec.DecodeError (a ValueError), and ProxyError at the first member too many, whatever comes behind it.
-    """
-    try:
-        return _decoded_lengths(body)
-    except msgspec.ValidationError:
-        raise
-    except msgspec.DecodeError:
-        # A string that was cut at a length may hold half a surrogate pair, written `\ud83d`. Python's and JavaScript's
-        # encoders send that as it is, and msgspec is stricter. Anything else of this length does for the lengths;
-        # first the escaped backslashes, as what follows one is no escape.
-        blanked = _SURROGATE.sub(b"______", body.replace(rb"\\", b"__"))
-        if blanked == body:
-            raise
-        return _decoded_lengths(blanked)
-
-
-def _decoded_lengths(text: bytes) -> list[int]:
-    count = 0
-
-    def named(_type: type, _name: str) -> _Name:
-        nonlocal count
-        count += 1
-        if count > MAX_MEMBERS:
-            raise ProxyError(BAD_REQUEST, f"The request body has more than {MAX_MEMBERS} members.")
-        return _Name()
-
-    values = msgspec.json.decode(text, type=dict[_Name, msgspec.Raw], dec_hook=named).values()
-    return [len(memoryview(value)) for value in values]
-
-
-def _walk(body: bytes, lengths: list[int], read: AbstractSet[str], within: str | None = None) -> Members:
-    """Find the members of a valid object by the lengths of its values.
-
-    Raises ProxyError BAD_REQUEST if one of those that are `read` is ambiguous; `within` names the member whose value
-    the object is.
-    """
-    spans: dict[str, tuple[int, int]] = {}
-    position = 0
-    for length in lengths:
-        to_value = _TO_VALUE.match(body, position)
-        if to_value is None:
-            raise ValueError("no member where one was decoded")
-        name = _text(to_value[1])
-        if name not in read and (meant := name.casefold()) in read:
-            message = f"The name of member '{_path(within, meant)}' must be lower-case."
-            raise ProxyError(BAD_REQUEST, message, param=within or meant)
-        if name in spans and name in read:
-            message = f"The request body has more than one member '{_path(within, name)}'."
-            raise ProxyError(BAD_REQUEST, message, param=within or name)
-        position = to_value.end() + length
-        spans[name] = (to_value.end(), position)
-    opening = _OPENING.match(body)
-    if opening is None:
-        raise ValueError("not an object")
-    return Members(spans, opening.end())
-
-
-def _path(within: str | None, name: str) -> str:
-    return f"{within}.{name}" if within else name
-
-
-def _text(quoted: bytes) -> str:
-    """What a JSON string says. Only the standard library reads half a surrogate pair."""
-    text: str = json.loads(quoted) if b"\\" in quoted else quoted[1:-1].decode()
-    return text
 
 
 def _value(body: bytes, spans: Mapping[str, tuple[int, int]], name: str) -> bytes:

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.core.body import MAX_MEMBERS, edited, members, read_metered, read_model
+from proxy.core.body import edited, members, read_metered, read_model
 from proxy.core.errors import BAD_REQUEST, INVALID_TYPE, MISSING_PARAMETER, ErrorKind, ProxyError
+from proxy.core.members import MAX_MEMBERS
 
 SPACE = st.text(" \t\n\r", max_size=2).map(str.encode)
 NAMES = st.text(max_size=6) | st.sampled_from(
