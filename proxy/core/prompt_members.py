@@ -40,7 +40,7 @@ _DECODER: Final = msgspec.json.Decoder(PromptMembers)
 def read_prompt(body: bytes) -> PromptMembers:
     """Raises ValueError where the body is no object, cannot be decoded, or is more than may be walked."""
     if len(body) > MAX_STRUCTURE and _structure(body) > MAX_STRUCTURE:
-        raise ValueError
+        raise ValueError("more than may be walked")
     try:
         return _DECODER.decode(body)
     except msgspec.DecodeError:

@@ -10,7 +10,6 @@ import asyncio
 import functools
 import re
 import zlib
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, TypeVar
 
 import msgspec
@@ -37,8 +36,7 @@ _JSON_TYPE: Final = re.compile(rb"application/json|[!#$&^_.+\-0-9a-z]+/[!#$&^_.+
 _Found = TypeVar("_Found")
 
 
-@dataclass(frozen=True, slots=True)
-class Admission:
+class Admission(msgspec.Struct, frozen=True):
     """The right to go on, and what is known of the request by now.
 
     `body` is what was read of it: all, unless `rest` is there to read on from. `model_span` is where in `body` the
@@ -49,7 +47,7 @@ class Admission:
     principal: Principal
     model: str | None
     streamed: bool
-    body: bytes = field(repr=False)
+    body: bytes
     rest: AsyncIterator[bytes] | None = None
     model_span: tuple[int, int] | None = None
     inflated: bool = False
@@ -64,6 +62,14 @@ class Admission:
         if asks_usage and self.usage_edit is not None:
             edits.append(self.usage_edit)
         return edited(self.body, edits) if edits else self.body
+
+    def __repr__(self) -> str:
+        """What a log may show."""
+        return f"Admission(model={self.model!r}, streamed={self.streamed}, body=<{len(self.body)} bytes>)"
+
+    def __rich_repr__(self) -> list[tuple[str, object]]:
+        """The same in a traceback that shows variables."""
+        return [("model", self.model), ("streamed", self.streamed), ("body_bytes", len(self.body))]
 
     def without_body(self) -> Admission:
         """The same once the request is answered: a long stream would hold its body for as long as it lasts."""
@@ -123,7 +129,7 @@ def _allow_model(exchange: Exchange, plan: Plan, model: str | None) -> None:
 
 async def _admit_metered(exchange: Exchange, principal: Principal, max_request_bytes: int) -> Admission:
     body, inflated = await _read_plain(exchange, max_request_bytes)
-    request = await _beside(len(body), read_metered, body)
+    request = read_metered(body) if len(body) <= _LONG_BYTES else await asyncio.to_thread(read_metered, body)
     return Admission(
         principal,
         request.model,
@@ -208,6 +214,8 @@ async def _read_whole(exchange: Exchange, max_request_bytes: int) -> bytes:
         return whole
     held = bytearray(whole or b"")
     while piece := await exchange.body.read():
+        if len(piece) == announced:
+            return piece  # all of it, as short bodies come
         held += piece
         if len(held) > max_request_bytes:
             raise _too_large(max_request_bytes, f"({len(held)} bytes read)")

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from proxy.core import body as long_way
 from proxy.core.body import read_metered
 from proxy.core.errors import ProxyError
-from proxy.core.members import MAX_MEMBERS, compact_members
+from proxy.core.members import MAX_MEMBERS
 
 _SPELLINGS = ["model", "Model", "MODEL", "stream", "\u017ftream", "stream_options", "n", "N", "max_tokens", "best_of"]
 _NAMES = st.sampled_from([*_SPELLINGS, "messages", "x", "", 'x"model', "model\\", "\u00e9"])
@@ -83,18 +83,3 @@ def test_both_ways_say_the_same(body: bytes) -> None:
 )
 def test_what_programs_write_is_read_the_short_way(body: bytes) -> None:
     assert long_way._read_usual(body) == long_way._read_any(body)
-
-
-@pytest.mark.parametrize(
-    "body", [b'{"a":1, "b":2}', b'{"a":1,"a":2}', b'{"\\u0061":1}', b'{"a":1}\n', b'{"a":1,}', b"{", b"1", b'["a"]']
-)
-def test_members_are_not_told_of_what_is_not_compact(body: bytes) -> None:
-    assert compact_members(body) is None
-
-
-def test_a_second_value_is_not_hidden_behind_the_room_that_white_space_takes() -> None:
-    """Of two values the parser shows the last; the first must not pass for anything else."""
-    for extra in range(40):
-        padding = b",".join(b'"%d":1' % number for number in range(10, 10 + extra))
-        body = b'{"model":"a","model":"b"' + (b"," + padding if padding else b"") + b"}"
-        assert compact_members(body) is None

@@ -47,6 +47,18 @@ async def test_a_metered_body_is_read_whole_however_it_comes(pieces: list[bytes]
     assert (admission.model, admission.streamed, admission.body, admission.rest) == ("m", True, BODY, None)
 
 
+async def test_what_an_admission_shows_of_itself_is_not_its_body() -> None:
+    admission = await admit(arrived(pieces=[BODY]), principal(), LIMIT_BYTES)
+    assert repr(admission) == f"Admission(model='m', streamed=True, body=<{len(BODY)} bytes>)"
+    assert BODY.decode() not in str(admission.__rich_repr__())
+
+
+async def test_a_body_that_came_in_one_piece_is_not_asked_for_more() -> None:
+    exchange = arrived(pieces=[BODY, b"never read"], announced=len(BODY))
+    assert (await admit(exchange, principal(), LIMIT_BYTES)).body == BODY
+    assert exchange.body.received_bytes == len(BODY)
+
+
 async def test_the_announced_length_is_judged_before_anything_is_read() -> None:
     exchange = arrived(pieces=[BODY], announced=LIMIT_BYTES + 1)
     with pytest.raises(errors.ProxyError) as caught:
