@@ -80,6 +80,7 @@ class App:
         self.api = OpenAIApi(self._generation.serving, self._standing.via_name, opened.tracing)
         self.ops = OpsApi(metrics, self.problems)
         standing = self._standing
+        metrics.watch_exchanges(standing.live.by_phase)
         self.inside = Inside(standing.live, standing.balancer, lambda: self.upstreams, standing.drained)
 
     @property

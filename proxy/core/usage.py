@@ -6,7 +6,7 @@ import enum
 from typing import NamedTuple
 
 
-class Grade(enum.Enum):
+class Grade(enum.StrEnum):
     """How far the figures of an exchange can be trusted."""
 
     EXACT = "exact"  # the upstream said what was used, or nothing was

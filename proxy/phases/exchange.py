@@ -10,7 +10,9 @@ import enum
 import random
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from itertools import repeat
+from operator import sub, truediv
+from typing import TYPE_CHECKING, Final, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -18,6 +20,9 @@ if TYPE_CHECKING:
     from proxy.core.ending import StreamShape
     from proxy.core.headers import RawHeaders
     from proxy.phases.tracing import Trace
+
+
+_US: Final = 1_000_000
 
 
 class Treatment(enum.Enum):
@@ -44,7 +49,7 @@ def new_exchange_id() -> str:
     return f"sl_{time.time_ns() // 1_000_000:011x}{unlike:016x}"
 
 
-class Phase(enum.Enum):
+class Phase(enum.StrEnum):
     """Where an exchange stands; the words of the log line and of the metrics."""
 
     AUTHENTICATE = "authenticate"
@@ -58,27 +63,47 @@ class Phase(enum.Enum):
 
 
 class Timeline:
-    """How long each phase took, on the monotonic clock, in seconds. A phase may be entered again."""
+    """When the phases began, on the monotonic clock. A phase may be entered again."""
 
-    __slots__ = ("_entered_s", "arrived_s", "overhead_s", "phase", "spent_s")
+    __slots__ = ("_entered_us", "_phases", "arrived_s", "phase")
 
     def __init__(self) -> None:
         self.phase = Phase.AUTHENTICATE
-        self.arrived_s = time.perf_counter()  # the request's head was there
-        self.overhead_s: float | None = None  # in Sluice before the request first went upstream, the queue aside
-        self.spent_s: dict[Phase, float] = {}  # in each phase that has ended
-        self._entered_s = self.arrived_s
+        now_us = time.perf_counter_ns() // 1000  # what a phase took is told to the microsecond
+        self.arrived_s = now_us / _US  # the request's head was there
+        self._phases = [self.phase]
+        self._entered_us = [now_us]
 
     def enter(self, phase: Phase) -> None:
         """Note that `phase` begins now; nothing if it is under way."""
-        if phase is self.phase:
-            return
-        now_s = time.perf_counter()
-        self.spent_s[self.phase] = self.spent_s.get(self.phase, 0.0) + now_s - self._entered_s
-        self.phase = phase
-        self._entered_s = now_s
-        if phase is Phase.FORWARD and self.overhead_s is None:
-            self.overhead_s = now_s - self.arrived_s - self.spent_s.get(Phase.QUEUE, 0.0)
+        if phase is not self.phase:
+            self.phase = phase
+            self._phases.append(phase)
+            self._entered_us.append(time.perf_counter_ns() // 1000)
+
+    @property
+    def spent_s(self) -> dict[Phase, float]:
+        """How long each phase took that has ended, in seconds, in the order in which they were first entered."""
+        ended = self._phases[:-1]
+        took_us = map(sub, self._entered_us[1:], self._entered_us)
+        if len(set(ended)) == len(ended):
+            return dict(zip(ended, map(truediv, took_us, repeat(_US)), strict=True))
+        spent_us = dict.fromkeys(ended, 0)
+        for phase, more_us in zip(ended, took_us, strict=True):
+            spent_us[phase] += more_us
+        return {phase: total_us / _US for phase, total_us in spent_us.items()}
+
+    @property
+    def overhead_s(self) -> float | None:
+        """Seconds in Sluice before the request first went upstream, the queue aside; None if it never did."""
+        if Phase.FORWARD not in self._phases:
+            return None
+        first = self._phases.index(Phase.FORWARD)
+        passed_us = self._entered_us[first] - self._entered_us[0]
+        if Phase.QUEUE in self._phases[:first]:
+            spans = zip(self._phases[:first], self._entered_us, self._entered_us[1:], strict=False)
+            passed_us -= sum(ended_us - began_us for phase, began_us, ended_us in spans if phase is Phase.QUEUE)
+        return passed_us / _US
 
 
 class RequestBody(Protocol):

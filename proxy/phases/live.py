@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, field
+from collections import Counter
 from typing import TYPE_CHECKING, Final
+
+import msgspec
 
 from proxy.core import errors
 from proxy.phases.exchange import Phase
@@ -18,12 +20,11 @@ if TYPE_CHECKING:
 _LAST_WORDS_S: Final = 2.0
 
 
-@dataclass(slots=True)
-class Live:
+class Live(msgspec.Struct):
     """What is known of a live exchange so far, and what it takes to end it from outside."""
 
     task: asyncio.Task[object] | None
-    findings: Findings = field(default_factory=Findings)
+    findings: Findings = msgspec.field(default_factory=Findings)
     watchdog: Watchdog | StallWatch | None = None
     interruption: errors.ProxyError | None = None
 
@@ -44,8 +45,7 @@ class LiveExchanges:
 
     def __init__(self) -> None:
         self._live: dict[Exchange, Live] = {}
-        self._idle = asyncio.Event()
-        self._idle.set()
+        self._idle: asyncio.Event | None = None  # somebody waits for none to be live
         self.refusal: errors.ProxyError | None = None  # why exchanges to come end before they begin
 
     def __len__(self) -> int:
@@ -54,22 +54,29 @@ class LiveExchanges:
     def add(self, exchange: Exchange) -> Live:
         """One has begun, in the current task."""
         live = self._live[exchange] = Live(asyncio.current_task())
-        self._idle.clear()
         return live
 
     def remove(self, exchange: Exchange) -> None:
         """One has ended, its settlement included."""
         del self._live[exchange]
-        if not self._live:
+        if self._idle is not None and not self._live:
             self._idle.set()
+            self._idle = None
 
     def all(self) -> list[tuple[Exchange, Live]]:
         """Those there are, in the order in which they began."""
         return list(self._live.items())
 
+    def by_phase(self) -> dict[str, float]:
+        """How many there are in each phase. May be called in any thread."""
+        counts = Counter(exchange.timeline.phase for exchange in self._live.copy())
+        return {phase.value: counts[phase] for phase in Phase if phase is not Phase.DONE}
+
     async def idle(self) -> None:
         """Wait until none is live."""
-        await self._idle.wait()
+        if self._live:
+            self._idle = self._idle or asyncio.Event()
+            await self._idle.wait()
 
     def interrupt(self, error: errors.ProxyError) -> None:
         """End all of them with `error`, and refuse those to come."""

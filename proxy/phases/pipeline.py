@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -29,7 +28,7 @@ from proxy.phases.admit import admit
 from proxy.phases.exchange import Phase, Treatment
 from proxy.phases.live import cutter_of, who_ended
 from proxy.phases.observe import Observer, reader_for
-from proxy.phases.record import outcome_of, record, since_arrival, status_of
+from proxy.phases.record import ending_of, record
 from proxy.phases.relay import Accompaniment, relay, sluice_headers
 from proxy.phases.route import find
 from proxy.phases.settle import UNKNOWN, enter, observed_at_once, observed_later, settle
@@ -103,7 +102,6 @@ class Pipeline:
         """Serve one exchange to its end, whatever that is; `refusal` is why it ends before it began."""
         live = self._live.add(exchange)
         findings = live.findings
-        self._metrics.phase_entered(exchange.timeline.phase.value)
         try:
             await self._serve(exchange, live, refusal or self._live.refusal)
         finally:
@@ -117,7 +115,7 @@ class Pipeline:
         if account is None:
             self._end(exchange, findings)
             return
-        self._enter(exchange, Phase.SETTLE)
+        exchange.timeline.enter(Phase.SETTLE)
         observation: Observation | None = UNKNOWN
         try:
             observation = observed_at_once(findings, account)
@@ -150,19 +148,20 @@ class Pipeline:
 
     def _end(self, exchange: Exchange, findings: Findings) -> None:
         """Complete the row, write the line, and let go of the exchange."""
+        ending = ending_of(exchange, findings)
         if findings.account is not None and findings.settlement is not None:
             enter(
                 findings.account,
                 findings.settlement,
                 ended_ms=self._accounting.now_ms(),
-                status=status_of(findings),
-                outcome=outcome_of(findings),
-                first_byte_s=since_arrival(exchange, exchange.downstream.first_byte_s),
+                status=ending.status,
+                outcome=ending.outcome,
+                first_byte_s=ending.first_byte_s,
             )
             self._accounting.close(findings.account, findings.settlement)
         self._live.remove(exchange)
-        self._enter(exchange, Phase.DONE)
-        record(exchange, findings, self._metrics, self._log)
+        exchange.timeline.enter(Phase.DONE)
+        record(exchange, findings, ending, self._metrics, self._log)
 
     async def _serve(self, exchange: Exchange, live: Live, refusal: errors.ProxyError | None) -> None:
         """Run the phases and turn every way they may fail into an answer and a finding."""
@@ -199,7 +198,7 @@ class Pipeline:
             return
         answer, upstream, along = await self._answer(exchange, live, principal)
         live.watchdog = answer.watchdog
-        self._enter(exchange, Phase.RELAY)
+        exchange.timeline.enter(Phase.RELAY)
         await self._relay(exchange, answer, upstream, along, live)
 
     async def _answer(
@@ -207,13 +206,12 @@ class Pipeline:
     ) -> tuple[Answer, Upstream, Accompaniment]:
         """From the request to an answer. When it returns nobody holds the request's body any more."""
         findings = live.findings
-        self._enter(exchange, Phase.ADMIT)
+        exchange.timeline.enter(Phase.ADMIT)
         admission = findings.admission = await admit(exchange, principal, self._limits.max_request_bytes)
-        self._enter(exchange, Phase.ROUTE)
+        exchange.timeline.enter(Phase.ROUTE)
         target = findings.target = find(exchange, admission, self._router)
         account = findings.account = await self._accounting.open(exchange, admission, target)
-        enter = functools.partial(self._enter, exchange)
-        sending, answer = await self._attempts.answer(exchange, admission, target, account, enter)
+        sending, answer = await self._attempts.answer(exchange, admission, target, account, exchange.timeline.enter)
         self._accounting.answered_by(account, admission, sending)
         findings.answer, findings.hop = answer, sending.hop
         findings.admission = admission.without_body()
@@ -277,10 +275,3 @@ class Pipeline:
         head = [content_type, request_id, *sluice_headers(exchange), *headers]
         live.watchdog = StallWatch(exchange.downstream, self._limits.write_stall_s)
         await send_whole(exchange.downstream, status, head, body, live.watchdog)
-
-    def _enter(self, exchange: Exchange, phase: Phase) -> None:
-        left = exchange.timeline.phase
-        if phase is left:
-            return
-        exchange.timeline.enter(phase)
-        self._metrics.phase_entered(None if phase is Phase.DONE else phase.value, left=left.value)

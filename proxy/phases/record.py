@@ -6,12 +6,13 @@ import errno
 import os
 import ssl
 import time
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
+
+import msgspec
 
 from proxy.core import errors
 from proxy.core.gaps import Gaps
-from proxy.telemetry.logs import log_always
+from proxy.telemetry.logs import MAX_VALUE_CHARS, log_clean
 
 if TYPE_CHECKING:
     import structlog
@@ -29,8 +30,10 @@ if TYPE_CHECKING:
     from proxy.telemetry.metrics import Metrics
 
 
-@dataclass(slots=True)
-class Findings:
+_LONGEST_MODEL: Final = 128
+
+
+class Findings(msgspec.Struct):
     """What the phases returned, for the record: each is None where the exchange did not come so far."""
 
     principal: Principal | None = None
@@ -40,7 +43,7 @@ class Findings:
     account: Account | None = None
     answer: Answer | None = None
     observer: Observer | None = None
-    gaps: Gaps = field(default_factory=Gaps)
+    gaps: Gaps = msgspec.field(default_factory=Gaps)
     relayed: Relayed | None = None
     settlement: Settlement | None = None
     error: errors.ProxyError | None = None
@@ -59,6 +62,26 @@ class Findings:
         return routes[0].upstream.name if len(routes) == 1 else None
 
 
+class Ending(msgspec.Struct, frozen=True):
+    """What an exchange came to. `first_byte_s` counts from the request's arrival."""
+
+    status: int
+    outcome: str
+    error: errors.ProxyError | None
+    told_error: bool
+    upstream: str | None
+    first_byte_s: float | None
+
+
+def ending_of(exchange: Exchange, findings: Findings) -> Ending:
+    """What the exchange came to by what is found so far."""
+    first_byte_s = exchange.downstream.first_byte_s
+    if first_byte_s is not None:
+        first_byte_s -= exchange.timeline.arrived_s
+    status, told, error = status_of(findings), told_error(findings), _error_of(findings)
+    return Ending(status, _outcome(status, error, told=told), error, told, findings.upstream, first_byte_s)
+
+
 def status_of(findings: Findings) -> int:
     """The status the client got; 499 for one that left (as nginx logs it), though it may have seen a 200."""
     if findings.error is not None:
@@ -70,11 +93,13 @@ def status_of(findings: Findings) -> int:
 
 def outcome_of(findings: Findings) -> str:
     """One word for how it ended: ok, upstream_error, or the outcome of the error."""
-    failure = findings.relayed.failure if findings.relayed is not None else None
-    error = findings.error or failure
+    return _outcome(status_of(findings), _error_of(findings), told=told_error(findings))
+
+
+def _outcome(status: int, error: errors.ProxyError | None, *, told: bool) -> str:
     if error is not None:
         return error.kind.outcome
-    return "upstream_error" if told_error(findings) or status_of(findings) >= 400 else "ok"
+    return "upstream_error" if told or status >= 400 else "ok"
 
 
 def told_error(findings: Findings) -> bool:
@@ -83,56 +108,58 @@ def told_error(findings: Findings) -> bool:
     return (relayed is not None and relayed.told_error) or (observer is not None and observer.is_error)
 
 
+def _error_of(findings: Findings) -> errors.ProxyError | None:
+    return findings.error or (findings.relayed.failure if findings.relayed is not None else None)
+
+
 def record(
-    exchange: Exchange, findings: Findings, metrics: Metrics, log: structlog.typing.FilteringBoundLogger
+    exchange: Exchange,
+    findings: Findings,
+    ending: Ending,
+    metrics: Metrics,
+    log: structlog.typing.FilteringBoundLogger,
 ) -> None:
     """Count the exchange and write its line."""
     duration_s = time.perf_counter() - exchange.timeline.arrived_s
-    _count(exchange, findings, metrics, duration_s)
-    _log(exchange, findings, log, duration_s)
+    _count(exchange, findings, ending, metrics, duration_s)
+    fields = _fields(exchange, findings, ending, duration_s)
+    is_trouble = findings.fault is not None or (ending.outcome != "ok" and _is_trouble(ending))
+    log_clean(log, "warning" if is_trouble else "info", "exchange", fields)
     if exchange.trace is not None:
         exchange.trace.end(exchange, findings)
 
 
-def _count(exchange: Exchange, findings: Findings, metrics: Metrics, duration_s: float) -> None:
-    observed = findings.relayed
-    # an error of ours is no first byte of an upstream's
-    first_byte_s = exchange.downstream.first_byte_s if findings.answer is not None else None
+def _count(exchange: Exchange, findings: Findings, ending: Ending, metrics: Metrics, duration_s: float) -> None:
+    principal, target, relayed, trace = findings.principal, findings.target, findings.relayed, exchange.trace
+    key = principal.key_id if principal is not None else ""
+    model = target.label if target is not None else ""
+    upstream = ending.upstream or ""
     metrics.exchange_ended(
-        key=findings.principal.key_id if findings.principal else "",
-        model=findings.target.label if findings.target else "",
+        key=key,
+        model=model,
         endpoint=exchange.endpoint.name,
-        outcome=outcome_of(findings),
-        status=status_of(findings),
-        upstream=findings.upstream or "",
+        outcome=ending.outcome,
+        status=ending.status,
+        upstream=upstream,
         streamed=(findings.admission is not None and findings.admission.streamed)
-        or (observed is not None and observed.events > 0),
+        or (relayed is not None and relayed.events > 0),
         duration_s=duration_s,
-        time_to_first_byte_s=since_arrival(exchange, first_byte_s),
+        # an error of ours is no first byte of an upstream's
+        time_to_first_byte_s=ending.first_byte_s if findings.answer is not None else None,
         overhead_s=exchange.timeline.overhead_s,
-        trace_id=exchange.trace.id if exchange.trace is not None and exchange.trace.context.is_sampled else None,
+        trace_id=trace.id if trace is not None and trace.context.is_sampled else None,
     )
-    if findings.gaps.total_s and findings.target is not None:
-        metrics.inter_events.add(findings.target.label, findings.upstream or "", findings.gaps)
+    if findings.gaps.total_s and target is not None:
+        metrics.inter_events.add(model, upstream, findings.gaps)
     if findings.aborted_by is not None and findings.ended_in is not None:
-        metrics.aborted(findings.ended_in.value, findings.aborted_by)
-    settlement = findings.settlement
-    if settlement is not None and findings.principal is not None and findings.target is not None:
-        metrics.settled(
-            key=findings.principal.key_id,
-            model=findings.target.label,
-            grade=settlement.grade.value,
-            usage=settlement.usage,
-            cost_nano_usd=settlement.cost_nano_usd,
-            is_priced=settlement.is_priced,
-        )
+        metrics.aborted(findings.ended_in, findings.aborted_by)
+    if findings.settlement is not None and principal is not None and target is not None:
+        settlement = findings.settlement
+        metrics.settled(key, model, settlement.grade, settlement.usage, settlement.cost_nano_usd)
+        if not settlement.is_priced:
+            metrics.unpriced(model)
     if findings.observer is not None and findings.observer.faults:
         metrics.accounting_faults(findings.observer.faults)
-
-
-def since_arrival(exchange: Exchange, at_s: float | None) -> float | None:
-    """Seconds from the request's arrival to `at_s`; None if that never was."""
-    return None if at_s is None else at_s - exchange.timeline.arrived_s
 
 
 def _cause(error: BaseException) -> str:
@@ -147,73 +174,80 @@ def _cause(error: BaseException) -> str:
     return _cause(error.__cause__) if error.__cause__ is not None else type(error).__name__
 
 
-def _used(settlement: Settlement) -> dict[str, object]:
-    """What is charged, with the details that are not zero."""
-    usage = settlement.usage
-    details = {
-        name: value
-        for name, value in usage._asdict().items()
-        if value and name not in ("input_tokens", "output_tokens")
-    }
-    return {
-        "grade": settlement.grade.value,
-        "input_tokens": usage.input_tokens,
-        "output_tokens": usage.output_tokens,
-        **details,
-        "cost_usd": settlement.cost_nano_usd / 1_000_000_000,
-    }
+def _fields(exchange: Exchange, findings: Findings, ending: Ending, duration_s: float) -> dict[str, object]:
+    """The canonical line: what is known of the exchange, and never a key, a prompt or an answer.
 
-
-def _log(exchange: Exchange, findings: Findings, log: structlog.typing.FilteringBoundLogger, duration_s: float) -> None:
-    """The canonical line: what is known of the exchange, and never a key, a prompt or an answer."""
-    timeline = exchange.timeline
+    It is clean (see `log_clean`): what others have written is cut to size here.
+    """
+    principal, admission, account, answer = findings.principal, findings.admission, findings.account, findings.answer
     fields: dict[str, object] = {
         "id": exchange.id,
-        "key_id": findings.principal.key_id if findings.principal else None,
+        "key_id": principal.key_id if principal is not None else None,
         "endpoint": exchange.endpoint.name,
-        "method": exchange.method,
-        "client": exchange.client,
-        "model": (findings.admission.model or "")[:128] if findings.admission and findings.target else None,
-        "upstream": findings.upstream,
-        "status": status_of(findings),
-        "outcome": outcome_of(findings),
-        "phase": findings.ended_in.value if findings.ended_in else None,
-        "attempts": findings.account.attempts if findings.account else 0,
+        "method": exchange.method[:MAX_VALUE_CHARS],
+        "client": exchange.client[:MAX_VALUE_CHARS],
+        "model": (admission.model or "")[:_LONGEST_MODEL] if admission and findings.target else None,
+        "upstream": ending.upstream,
+        "status": ending.status,
+        "outcome": ending.outcome,
+        "phase": findings.ended_in,
+        "attempts": account.attempts if account is not None else 0,
         "duration_s": round(duration_s, 6),
-        "phases_s": {phase.value: round(spent, 6) for phase, spent in timeline.spent_s.items()},
+        "phases_s": exchange.timeline.spent_s,
         "received_bytes": exchange.body.received_bytes,
         "sent_bytes": exchange.downstream.sent_bytes,
     }
-    first_byte_s = since_arrival(exchange, exchange.downstream.first_byte_s)
-    if first_byte_s is not None:
-        fields["first_byte_s"] = round(first_byte_s, 6)
-    if findings.answer is not None:
-        fields["upstream_status"] = findings.answer.stream.head.status
-        fields["upstream_bytes"] = findings.answer.stream.received_bytes
-        fields["reused"] = findings.answer.stream.reused
+    if ending.first_byte_s is not None:
+        fields["first_byte_s"] = round(ending.first_byte_s, 6)
+    if answer is not None:
+        stream = answer.stream
+        fields["upstream_status"] = stream.head.status
+        fields["upstream_bytes"] = stream.received_bytes
+        fields["reused"] = stream.reused
     if findings.relayed is not None:
         fields["events"] = findings.relayed.events
     if findings.settlement is not None:
-        fields |= _used(findings.settlement)
-    tries = findings.account.tries if findings.account else []
-    if len(tries) > 1:
-        fields["tries"] = [{**one._asdict(), "seconds": round(one.seconds, 6)} for one in tries]
+        _add_charge(fields, findings.settlement)
+    if account is not None and len(account.tries) > 1:
+        fields["tries"] = [{**one._asdict(), "seconds": round(one.seconds, 6)} for one in account.tries]
     if findings.aborted_by is not None:
         fields["aborted_by"] = findings.aborted_by
-    error = findings.error or (findings.relayed.failure if findings.relayed else None)
-    if told_error(findings):
-        fields["blame"] = errors.Blame.UPSTREAM.value
-    if error is not None:
-        fields["blame"] = error.kind.blame.value
-        # our own messages about downstream mistakes may quote a model's name: the outcome says enough
-        if error.kind.blame is not errors.Blame.DOWNSTREAM or error.kind.status == 429:
-            fields["error"] = error.message
-            if error.__cause__ is not None:
-                fields["cause"] = _cause(error.__cause__)
+    if ending.outcome != "ok":
+        _add_blame(fields, ending)
     if exchange.trace is not None:
         fields["trace_id"] = exchange.trace.id
     if findings.fault is not None:
         fields["fault"] = findings.fault
-    is_failure = error is not None and error.kind.blame is not errors.Blame.DOWNSTREAM
-    is_trouble = findings.fault or told_error(findings) or is_failure
-    log_always(log, "warning" if is_trouble or status_of(findings) >= 500 else "info", "exchange", **fields)
+    return fields
+
+
+def _add_charge(fields: dict[str, object], settlement: Settlement) -> None:
+    """What is charged, with the details that are not zero."""
+    usage = settlement.usage
+    fields["grade"] = settlement.grade
+    fields["input_tokens"] = usage.input_tokens
+    fields["output_tokens"] = usage.output_tokens
+    if any(usage[2:]):
+        fields |= {name: value for name, value in zip(usage._fields[2:], usage[2:], strict=True) if value}
+    fields["cost_usd"] = settlement.cost_nano_usd / 1_000_000_000
+
+
+def _add_blame(fields: dict[str, object], ending: Ending) -> None:
+    """Whose fault it was, and what is known of it."""
+    error = ending.error
+    if ending.told_error:
+        fields["blame"] = errors.Blame.UPSTREAM.value
+    if error is None:
+        return
+    fields["blame"] = error.kind.blame.value
+    # our own messages about downstream mistakes may quote a model's name: the outcome says enough
+    if error.kind.blame is not errors.Blame.DOWNSTREAM or error.kind.status == 429:
+        fields["error"] = error.message[:MAX_VALUE_CHARS]
+        if error.__cause__ is not None:
+            fields["cause"] = _cause(error.__cause__)[:MAX_VALUE_CHARS]
+
+
+def _is_trouble(ending: Ending) -> bool:
+    """Something is wrong here or at the upstream."""
+    is_failure = ending.error is not None and ending.error.kind.blame is not errors.Blame.DOWNSTREAM
+    return is_failure or ending.told_error or ending.status >= 500

@@ -12,6 +12,7 @@ import logging
 import re
 import sys
 import traceback
+from datetime import UTC, datetime
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
@@ -30,7 +31,8 @@ if TYPE_CHECKING:
 
 MASK: Final = "[masked]"
 
-_MAX_VALUE_CHARS: Final = 2_000
+MAX_VALUE_CHARS: Final = 2_000
+"""No string in a line is longer."""
 _MAX_DEPTH: Final = 4
 _MAX_FRAMES: Final = 8
 
@@ -59,7 +61,7 @@ def _clean(value: object, depth: int = 0) -> object:
     if type(value) in _PLAIN_TYPES:
         return value
     if isinstance(value, str):
-        return value[:_MAX_VALUE_CHARS]
+        return value[:MAX_VALUE_CHARS]
     if isinstance(value, dict) and depth < _MAX_DEPTH:
         return _clean_fields(value, depth + 1)
     if isinstance(value, list | tuple) and depth < _MAX_DEPTH:
@@ -156,8 +158,10 @@ class _ConsoleRenderer:
 class _Output:
     """The end of the chain, in structlog's terms a logger: each method takes a rendered line."""
 
-    def __init__(self, writer: LogWriter) -> None:
+    def __init__(self, writer: LogWriter, *, is_json: bool) -> None:
+        self.write = writer.write
         self.debug = self.info = self.warning = self.error = self.critical = writer.write
+        self.is_json = is_json
 
 
 class _Libraries(logging.Handler):
@@ -202,9 +206,10 @@ def configure(
     """
     render: Processor = _render_json if form == "json" else _ConsoleRenderer(colors=writer.is_terminal())
     processors: list[Processor] = [structlog.processors.TimeStamper(fmt="iso", utc=True), _prepare, render]
+    output = _Output(writer, is_json=form == "json")
     wrapper = structlog.make_filtering_bound_logger(level)
     # bind() unwraps the lazy proxy, which would look the configuration up again at every line
-    log: FilteringBoundLogger = structlog.wrap_logger(_Output(writer), processors, wrapper).bind(**fields)
+    log: FilteringBoundLogger = structlog.wrap_logger(output, processors, wrapper).bind(**fields)
     root = logging.getLogger()
     for handler in [handler for handler in root.handlers if isinstance(handler, _Libraries)]:
         root.removeHandler(handler)
@@ -218,3 +223,28 @@ def configure(
 def log_always(log: FilteringBoundLogger, level: Literal["info", "warning"], event: str, **fields: object) -> None:
     """Log a line that must not be missing, whatever the threshold `log.level` is."""
     cast("structlog.BoundLoggerBase", log)._proxy_to_logger(level, event, **fields)  # noqa: SLF001 - meant for it
+
+
+def log_clean(
+    log: FilteringBoundLogger, level: Literal["info", "warning"], event: str, fields: dict[str, object]
+) -> None:
+    """Log as `log_always` does, in a tenth of the time, fields that need no cleaning: every exchange has such a line.
+
+    Clean are plain JSON types, in strings of at most `MAX_VALUE_CHARS`, under names that tell of no secret.
+    """
+    bound = cast("structlog.BoundLoggerBase", log)
+    output: _Output = bound._logger  # noqa: SLF001 - it has no public name
+    if not output.is_json:
+        log_always(log, level, event, **fields)
+        return
+    now = datetime.now(UTC)  # noqa: TID251 - all logging has this clock
+    line: dict[str, object] = {"timestamp": now, "level": level, "event": event}
+    if bound._context:  # noqa: SLF001 - as above
+        line |= _clean_fields(bound._context)  # noqa: SLF001 - as above
+    line |= fields
+    try:
+        encoded = _ENCODER.encode(line)
+    except (ValueError, OverflowError):  # as in `_render_json`
+        log_always(log, level, event, **fields)
+    else:
+        output.write(_cover(encoded))

@@ -20,10 +20,9 @@ from prometheus_client.registry import Collector
 
 from proxy import __version__
 from proxy.telemetry.inter_events import InterEvents
-from proxy.telemetry.label_sets import Children
 from proxy.telemetry.loop_lag import EventLoopLag
 from proxy.telemetry.merging import Snapshots
-from proxy.telemetry.plain_gauge import PlainGauge
+from proxy.telemetry.plain import PlainCounter, PlainGauge, PlainHistogram
 from proxy.telemetry.quotas import QuotaMetrics
 from proxy.telemetry.routing import RoutingMetrics
 
@@ -101,9 +100,7 @@ class Metrics:
             ("endpoint",),
             _OVERHEAD_BUCKETS_S,
         )
-        self._in_flight = PlainGauge(
-            "sluice_exchanges_in_flight", "Exchanges under way.", "phase", self._registry
-        ).values
+        self._in_flight = PlainGauge("sluice_exchanges_in_flight", "Exchanges under way.", "phase", self._registry)
         self._aborts = self._counter("sluice_aborts_total", "Exchanges cut before their end.", ("phase", "by"))
         self._auth_failures = self._counter(
             "sluice_auth_failures_total", "Requests without a good key, by how they were answered.", ("result",)
@@ -139,14 +136,15 @@ class Metrics:
             "sluice_ledger_queue", "Rows opened or settled that are not committed yet.", registry=self._registry
         )
 
-    def _counter(self, name: str, documentation: str, labels: tuple[str, ...]) -> Children[Counter]:
-        return Children(Counter(name, documentation, labels, registry=self._registry), _MAX_COUNTER_LABEL_SETS)
+    def _counter(self, name: str, documentation: str, labels: tuple[str, ...]) -> PlainCounter:
+        return PlainCounter(name, documentation, labels, self._registry, max_label_sets=_MAX_COUNTER_LABEL_SETS)
 
     def _histogram(
         self, name: str, documentation: str, labels: tuple[str, ...], buckets_s: tuple[float, ...]
-    ) -> Children[Histogram]:
-        histogram = Histogram(name, documentation, labels, registry=self._registry, buckets=buckets_s)
-        return Children(histogram, _MAX_HISTOGRAM_LABEL_SETS)
+    ) -> PlainHistogram:
+        return PlainHistogram(
+            name, documentation, labels, self._registry, max_label_sets=_MAX_HISTOGRAM_LABEL_SETS, bounds=buckets_s
+        )
 
     def exchange_ended(
         self,
@@ -169,51 +167,50 @@ class Metrics:
         come so far. Times that never happened (no byte went downstream, nothing went upstream) are None. `trace_id` is
         of a trace that is recorded, and goes with the times as their exemplar.
         """
-        self._requests(key, model, endpoint, outcome, str(status)).inc()
-        streamed_label = "true" if streamed else "false"
-        exemplar = None if trace_id is None else {"trace_id": trace_id}
-        self._duration(model, upstream, streamed_label).observe(duration_s, exemplar)
+        self._requests.add((key, model, endpoint, outcome, str(status)))
+        answer = (model, upstream, "true" if streamed else "false")
+        self._duration.observe(answer, duration_s, trace_id)
         if time_to_first_byte_s is not None:
-            self._first_byte(model, upstream, streamed_label).observe(time_to_first_byte_s, exemplar)
+            self._first_byte.observe(answer, time_to_first_byte_s, trace_id)
         if overhead_s is not None:
-            self._overhead(endpoint).observe(overhead_s)
-
-    def phase_entered(self, phase: str | None, *, left: str | None = None) -> None:
-        """Move an exchange from phase `left` to `phase`; None for one that has just arrived, or has ended."""
-        if left is not None:
-            self._in_flight[left] -= 1
-        if phase is not None:
-            self._in_flight[phase] = self._in_flight.get(phase, 0) + 1
+            self._overhead.observe((endpoint,), overhead_s)
 
     def aborted(self, phase: str, by: str) -> None:
         """Count an exchange that was cut in `phase` by: client, idle, write_stall, total or drain."""
-        self._aborts(phase, by).inc()
+        self._aborts.add((phase, by))
 
     def auth_failed(self, result: str) -> None:
         """Count a request without a good key, by its answer: refused (401) or throttled (429)."""
-        self._auth_failures(result).inc()
+        self._auth_failures.add((result,))
 
     def backpressure(self, upstream: str, pauses: int, seconds: float) -> None:
         """Add what one exchange made its upstream wait."""
-        self._pauses(upstream).inc(pauses)
-        self._paused_seconds(upstream).inc(seconds)
+        self._pauses.add((upstream,), pauses)
+        self._paused_seconds.add((upstream,), seconds)
 
-    def settled(self, *, key: str, model: str, grade: str, usage: Usage, cost_nano_usd: int, is_priced: bool) -> None:
+    def settled(self, key: str, model: str, grade: str, usage: Usage, cost_nano_usd: int) -> None:
         """Add what one exchange is charged. The kinds add up: cached input is no `input`, reasoning no `output`."""
-        cached_tokens = min(usage.cached_tokens, usage.input_tokens)
-        reasoning_tokens = min(usage.reasoning_tokens, usage.output_tokens)
-        for kind, tokens in (
-            ("input", usage.input_tokens - cached_tokens),
-            ("cached", cached_tokens),
-            ("output", usage.output_tokens - reasoning_tokens),
-            ("reasoning", reasoning_tokens),
-        ):
-            if tokens:
-                self._tokens(key, model, kind, grade).inc(tokens)
+        input_tokens, output_tokens = usage.input_tokens, usage.output_tokens
+        if usage.cached_tokens:
+            cached_tokens = min(usage.cached_tokens, input_tokens)
+            input_tokens -= cached_tokens
+            if cached_tokens:
+                self._tokens.add((key, model, "cached", grade), cached_tokens)
+        if usage.reasoning_tokens:
+            reasoning_tokens = min(usage.reasoning_tokens, output_tokens)
+            output_tokens -= reasoning_tokens
+            if reasoning_tokens:
+                self._tokens.add((key, model, "reasoning", grade), reasoning_tokens)
+        if input_tokens:
+            self._tokens.add((key, model, "input", grade), input_tokens)
+        if output_tokens:
+            self._tokens.add((key, model, "output", grade), output_tokens)
         if cost_nano_usd:
-            self._cost(key, model).inc(cost_nano_usd / 1_000_000_000)
-        if not is_priced:
-            self._unpriced(model).inc()
+            self._cost.add((key, model), cost_nano_usd / 1_000_000_000)
+
+    def unpriced(self, model: str) -> None:
+        """Count an exchange that is charged nothing because nobody knows a price."""
+        self._unpriced.add((model,))
 
     def accounting_faults(self, count: int) -> None:
         """Count what could not be read of an answer."""
@@ -222,6 +219,10 @@ class Metrics:
     def committed(self, seconds: float, rows: int) -> None:  # noqa: ARG002 - the histogram counts commits, not rows
         """Note that the ledger has committed a group of rows. May be called from any thread."""
         self._commit.observe(seconds)
+
+    def watch_exchanges(self, by_phase: Callable[[], dict[str, float]]) -> None:
+        """Show what `by_phase` returns as `sluice_exchanges_in_flight`. It may be called in any thread."""
+        self._in_flight.read = by_phase
 
     def watch_ledger(self, waiting: Callable[[], int]) -> None:
         """Show what `waiting` returns as `sluice_ledger_queue`."""

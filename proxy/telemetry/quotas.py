@@ -6,18 +6,19 @@ runs out with its window. So the gauges are worked out when they are read, from 
 
 from __future__ import annotations
 
+from operator import attrgetter
 from typing import TYPE_CHECKING, Final
 
-from prometheus_client import Counter, Histogram
+import msgspec
 from prometheus_client.metrics_core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from proxy.core.quota import Calendar, amount_of
 from proxy.core.ratelimit import window_name
-from proxy.telemetry.label_sets import Children
+from proxy.telemetry.plain import PlainCounter, PlainHistogram
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
     from prometheus_client import CollectorRegistry
     from prometheus_client.metrics_core import Metric
@@ -29,6 +30,7 @@ MAX_STANDS: Final = 10_000
 FORGET_S: Final = 3600.0
 """A key that was not seen for so long is not shown any more, once its windows are over."""
 _MAX_LABEL_SETS: Final = 10_000
+_Name = tuple[str, str]  # of a limit within a key: its kind, and its window in words
 _WINDOW: Final = ("key", "kind", "window")
 # dictionaries take 10 us, a Redis on the same network 0.5 ms; 250 ms is where waiting ends
 _STORE_BUCKETS_S: Final = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25)
@@ -38,110 +40,144 @@ class QuotaMetrics:
     """What Sluice counts of quotas. `clock` is monotonic, in seconds."""
 
     def __init__(self, registry: CollectorRegistry, clock: Callable[[], float]) -> None:
-        refusals = Counter(
-            "sluice_quota_rejections_total", "Requests that a quota did not allow.", _WINDOW, registry=registry
+        refusals = "Requests that a quota did not allow."
+        self._refusals = PlainCounter(
+            "sluice_quota_rejections_total", refusals, _WINDOW, registry, max_label_sets=_MAX_LABEL_SETS
         )
-        unchecked = Counter(
-            "sluice_quota_unchecked_total",
-            "Exchanges let pass while the store did not answer.",
-            ("key",),
-            registry=registry,
+        unchecked = "Exchanges let pass while the store did not answer."
+        self._unchecked = PlainCounter(
+            "sluice_quota_unchecked_total", unchecked, ("key",), registry, max_label_sets=_MAX_LABEL_SETS
         )
-        errors = Counter(
-            "sluice_store_errors_total", "Operations of the quota store that failed.", ("operation",), registry=registry
+        operation = ("operation",)
+        failed = "Operations of the quota store that failed."
+        self._store_errors = PlainCounter(
+            "sluice_store_errors_total", failed, operation, registry, max_label_sets=_MAX_LABEL_SETS
         )
-        seconds = Histogram(
-            "sluice_store_seconds",
-            "An operation of the quota store.",
-            ("operation",),
-            registry=registry,
-            buckets=_STORE_BUCKETS_S,
+        took = "An operation of the quota store."
+        self._store_seconds = PlainHistogram(
+            "sluice_store_seconds", took, operation, registry, max_label_sets=_MAX_LABEL_SETS, bounds=_STORE_BUCKETS_S
         )
-        self._refusals = Children(refusals, _MAX_LABEL_SETS)
-        self._unchecked = Children(unchecked, _MAX_LABEL_SETS)
-        self._store_errors = Children(errors, _MAX_LABEL_SETS)
-        self._store_seconds = Children(seconds, _MAX_LABEL_SETS)
         self._stands = _Stands(clock)
         registry.register(self._stands)
 
     def refused(self, key: str, limit: Limit | None) -> None:
         """Count a request that the quota of its key did not allow; None: for too many at once."""
         kind, window = ("concurrency", "") if limit is None else (limit.kind.value, window_name(limit))
-        self._refusals(key, kind, window).inc()
+        self._refusals.add((key, kind, window))
 
     def unchecked(self, key: str) -> None:
         """Count an exchange that passed without limits, because the store did not answer."""
-        self._unchecked(key).inc()
+        self._unchecked.add((key,))
 
-    def admitted(self, key: str, standings: Iterable[Standing]) -> None:
+    def admitted(self, key: str, standings: Sequence[Standing]) -> None:
         """Show where the limits of a key stand, its newest reservation included."""
         self._stands.admitted(key, standings)
 
-    def settled(self, key: str, standings: Iterable[Standing], reserved: Demand, used: Demand) -> None:
+    def settled(self, key: str, standings: Sequence[Standing], reserved: Demand, used: Demand) -> None:
         """Show what was used in place of what was reserved, in the windows that `standings` are of."""
         self._stands.settled(key, standings, reserved, used)
 
     def store_asked(self, operation: str, seconds: float, error: str | None) -> None:
         """Note what one operation of the quota store took, and whether it failed."""
-        self._store_seconds(operation).observe(seconds)
+        self._store_seconds.observe((operation,), seconds)
         if error is not None:
-            self._store_errors(operation).inc()
+            self._store_errors.add((operation,))
 
 
-class _Stand:
-    """Where one limit of a key stood at a moment."""
+class _Seen(msgspec.Struct, frozen=True, gc=False):
+    """Limits of a key as an admission left them, at `seen_s`, and what was settled since: by whom, reserved, and used.
 
-    __slots__ = ("limit", "seen_s", "until_s", "used")
+    Nothing grows without bound: who settles was admitted before, and each admission makes this anew.
+    """
 
-    def __init__(self, standing: Standing, now_s: float) -> None:
-        self.limit = standing.limit
-        self.used = standing.used
-        self.seen_s = now_s
-        self.until_s = now_s + standing.reset_s
+    limits: tuple[Limit, ...]
+    standings: Sequence[Standing]
+    seen_s: float
+    settled: list[tuple[Sequence[Standing], Demand, Demand]]
 
-    def used_at(self, now_s: float) -> float:
+    def shown(self, now_s: float) -> Iterable[tuple[_Name, int, float]]:
+        """Name, amount and what counts of each limit, the last one first; those over and not seen for long are not."""
+        for standing in reversed(self.standings):
+            if now_s < self.seen_s + max(standing.reset_s, FORGET_S):
+                yield _name(standing.limit), standing.limit.amount, self._used(standing, now_s)
+
+    def _used(self, standing: Standing, now_s: float) -> float:
         """What still counts: all of it until a calendar window ends; of a sliding one less and less."""
-        if now_s >= self.until_s:
+        used, limit, left_s = standing.used, standing.limit, self.seen_s + standing.reset_s - now_s
+        for standings, reserved, charged in self.settled.copy():
+            if used and _name(limit) in _names(standings):
+                used = max(0, used + amount_of(charged, limit.kind) - amount_of(reserved, limit.kind))
+        if left_s <= 0:
             return 0.0
-        if isinstance(self.limit.window, Calendar):
-            return float(self.used)
-        return self.used * (self.until_s - now_s) / (self.until_s - self.seen_s)
+        return float(used) if isinstance(limit.window, Calendar) else used * left_s / standing.reset_s
+
+
+def _name(limit: Limit) -> _Name:
+    return limit.kind.value, window_name(limit)
+
+
+def _names(standings: Iterable[Standing]) -> set[_Name]:
+    return {_name(standing.limit) for standing in standings}
 
 
 class _Stands(Collector):
-    """The limits of keys seen lately, in the order in which they were seen."""
+    """The limits of keys seen lately, in the order in which the keys were seen.
+
+    An admission is noted as it is, and what it means is worked out by who asks. Limits of one key that are seen apart
+    (some are narrowed to models) are noted apart, the newest first, each name once.
+    """
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._stands: dict[tuple[str, str, str], _Stand] = {}
+        self._keys: dict[str, tuple[_Seen, ...]] = {}
         self._labelnames = _WINDOW
 
-    def admitted(self, key: str, standings: Iterable[Standing]) -> None:
-        now_s = self._clock()
-        for standing in standings:
-            labels = key, standing.limit.kind.value, window_name(standing.limit)
-            self._stands.pop(labels, None)
-            self._stands[labels] = _Stand(standing, now_s)
-        while len(self._stands) > MAX_STANDS:
-            del self._stands[next(iter(self._stands))]
+    def admitted(self, key: str, standings: Sequence[Standing]) -> None:
+        if not standings:
+            return
+        seen = _Seen(tuple(map(_limit_of, standings)), standings, self._clock(), [])
+        before = self._keys.pop(key, ())
+        if not before or (len(before) == 1 and before[0].limits == seen.limits):
+            self._keys[key] = (seen,)
+        else:
+            self._keys[key] = (seen, *_besides(seen, before))
+        if len(self._keys) > MAX_STANDS:
+            del self._keys[next(iter(self._keys))]
 
-    def settled(self, key: str, standings: Iterable[Standing], reserved: Demand, used: Demand) -> None:
-        for standing in standings:
-            limit = standing.limit
-            stand = self._stands.get((key, limit.kind.value, window_name(limit)))
-            if stand is not None and stand.used:
-                change = amount_of(used, limit.kind) - amount_of(reserved, limit.kind)
-                stand.used = max(0, stand.used + change)
+    def settled(self, key: str, standings: Sequence[Standing], reserved: Demand, used: Demand) -> None:
+        noted = self._keys.get(key, ())
+        for seen in noted:
+            if len(noted) == 1 or not _names(standings).isdisjoint(_names(seen.standings)):
+                seen.settled.append((standings, reserved, used))
 
     def collect(self) -> Iterable[Metric]:
-        """Both gauges; what has not been seen for long is forgotten."""
+        """Both gauges; a key of which nothing is shown any more is forgotten."""
         now_s = self._clock()
+        shown: list[tuple[tuple[str, str, str], int, float]] = []
+        for key, noted in reversed(self._keys.copy().items()):
+            before = len(shown)
+            shown += [((key, *name), amount, used) for seen in noted for name, amount, used in seen.shown(now_s)]
+            if len(shown) == before:
+                self._keys.pop(key, None)
         amounts = GaugeMetricFamily("sluice_quota_limit", "Requests, tokens or micro-USD of a window.", labels=_WINDOW)
         useds = GaugeMetricFamily("sluice_quota_used", "How much of it is used or reserved.", labels=_WINDOW)
-        for labels, stand in list(self._stands.items()):
-            if now_s >= max(stand.until_s, stand.seen_s + FORGET_S):
-                self._stands.pop(labels, None)
-                continue
-            amounts.add_metric(labels, stand.limit.amount)
-            useds.add_metric(labels, stand.used_at(now_s))
+        for labels, amount, used in reversed(shown[:MAX_STANDS]):
+            amounts.add_metric(labels, amount)
+            useds.add_metric(labels, used)
         return amounts, useds
+
+
+def _besides(seen: _Seen, before: tuple[_Seen, ...]) -> Iterable[_Seen]:
+    """What was noted before of limits that `seen` does not tell of, without what is over."""
+    names = _names(seen.standings)
+    for older in before:
+        left = tuple(
+            standing
+            for standing in older.standings
+            if _name(standing.limit) not in names and seen.seen_s < older.seen_s + max(standing.reset_s, FORGET_S)
+        )
+        if left:
+            yield _Seen(tuple(map(_limit_of, left)), left, older.seen_s, older.settled)
+
+
+_limit_of: Final = attrgetter("limit")

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from prometheus_client import Counter, Histogram
-
-from proxy.telemetry.label_sets import Children
-from proxy.telemetry.plain_gauge import PlainGauge
+from proxy.telemetry.plain import PlainCounter, PlainGauge, PlainHistogram
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -30,41 +27,34 @@ class RoutingMetrics:
 
     def __init__(self, registry: CollectorRegistry) -> None:
         name = ("upstream",)
-        self._attempts = Children(
-            Counter("sluice_upstream_attempts_total", "Tries at upstreams.", ("upstream", "result"), registry=registry),
-            _MAX_LABEL_SETS,
+        tries = "Tries at upstreams."
+        self._attempts = PlainCounter(
+            "sluice_upstream_attempts_total", tries, ("upstream", "result"), registry, max_label_sets=_MAX_LABEL_SETS
         )
-        self._retries = Children(
-            Counter(
-                "sluice_retries_total",
-                "Tries that were followed by another.",
-                ("upstream", "reason"),
-                registry=registry,
-            ),
-            _MAX_LABEL_SETS,
+        followed = "Tries that were followed by another."
+        self._retries = PlainCounter(
+            "sluice_retries_total", followed, ("upstream", "reason"), registry, max_label_sets=_MAX_LABEL_SETS
         )
         self._in_flight = _gauge("sluice_upstream_in_flight", "Exchanges that an upstream serves.", registry)
         circuit = "An upstream's circuit: 0 closed, 1 half-open, 2 open."
         self._circuit = _gauge("sluice_upstream_circuit", circuit, registry)
         self._waiting = _gauge("sluice_queue_waiting", "Exchanges that wait for an upstream.", registry)
         waits = "How long exchanges waited for an upstream at its limit."
-        self._queue_s = Children(
-            Histogram("sluice_queue_seconds", waits, name, registry=registry, buckets=_QUEUE_BUCKETS_S),
-            _MAX_LABEL_SETS,
+        self._queue_s = PlainHistogram(
+            "sluice_queue_seconds", waits, name, registry, max_label_sets=_MAX_LABEL_SETS, bounds=_QUEUE_BUCKETS_S
         )
         ahead = "How many were ahead of an exchange that began to wait."
-        self._position = Children(
-            Histogram("sluice_queue_position", ahead, name, registry=registry, buckets=_POSITION_BUCKETS),
-            _MAX_LABEL_SETS,
+        self._position = PlainHistogram(
+            "sluice_queue_position", ahead, name, registry, max_label_sets=_MAX_LABEL_SETS, bounds=_POSITION_BUCKETS
         )
 
     def attempted(self, upstream: str, result: str) -> None:
         """Count one try at an upstream, by what came of it."""
-        self._attempts(upstream, result).inc()
+        self._attempts.add((upstream, result))
 
     def retried(self, upstream: str, reason: str) -> None:
         """Count a try at an upstream that another one follows, there or elsewhere."""
-        self._retries(upstream, reason).inc()
+        self._retries.add((upstream, reason))
 
     def stands(self, upstream: str, in_flight: int, circuit: int) -> None:
         """Show what an upstream serves, and its circuit's state: 0 closed, 1 half-open, 2 open."""
@@ -83,8 +73,8 @@ class RoutingMetrics:
 
     def queued(self, upstream: str, position: int) -> None:
         """Note how many were ahead of an exchange that began to wait."""
-        self._position(upstream).observe(position)
+        self._position.observe((upstream,), position)
 
     def waited(self, upstream: str, seconds: float) -> None:
         """Note how long an exchange waited, for the upstream that took it, or the first of those it wanted."""
-        self._queue_s(upstream).observe(seconds)
+        self._queue_s.observe((upstream,), seconds)

@@ -188,7 +188,7 @@ def test_a_thousand_keys_of_two_workers_and_the_dead_are_merged_quickly(capsys: 
     for number in range(1000):
         exchange(metrics, f"team-{number:04}")
         for kind in ("input", "cached", "output", "reasoning"):
-            metrics._tokens(f"team-{number:04}", "gpt-4o*", kind, "exact").inc(5)
+            metrics._tokens.add((f"team-{number:04}", "gpt-4o*", kind, "exact"), 5)
         windows = (60, Calendar.DAY, Calendar.MONTH)
         limits = [Limit(Kind.TOKENS, 100, window) for window in windows]
         metrics.quotas.admitted(f"team-{number:04}", [Standing(limit, 10, 90, 60.0) for limit in limits])

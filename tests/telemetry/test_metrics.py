@@ -16,9 +16,9 @@ from proxy.core.quota import Calendar, Kind, Limit, Standing
 from proxy.core.usage import Usage
 from proxy.telemetry import loop_lag
 from proxy.telemetry import metrics as module
-from proxy.telemetry.label_sets import OVERFLOW
 from proxy.telemetry.loop_lag import EventLoopLag
 from proxy.telemetry.metrics import Metrics
+from proxy.telemetry.plain import OVERFLOW
 
 # design.md section 13: dashboards and alerts are written against these
 PROMISED = {
@@ -84,13 +84,14 @@ def end_exchange(metrics: Metrics, **changes: object) -> None:
 
 def use_everything(metrics: Metrics) -> None:
     end_exchange(metrics)
-    metrics.phase_entered("relay")
+    metrics.watch_exchanges(lambda: {"relay": 1})
     metrics.aborted("relay", "client")
     metrics.routing.attempted("openai", "2xx")
     metrics.auth_failed("refused")
     metrics.backpressure("openai", 3, 1.5)
     metrics.watch_log(Log())
-    metrics.settled(key="a", model="m", grade="exact", usage=Usage(1, 1), cost_nano_usd=1, is_priced=False)
+    metrics.settled("a", "m", "exact", Usage(1, 1), 1)
+    metrics.unpriced("m")
     metrics.accounting_faults(1)
     metrics.watch_ledger(lambda: 3)
     metrics.committed(0.001, 2)
@@ -134,15 +135,16 @@ def test_times_that_never_happened_are_not_observed(metrics: Metrics, registry: 
     assert registry.get_sample_value("sluice_overhead_seconds_count", {"endpoint": "chat/completions"}) is None
 
 
-def test_an_exchange_is_in_one_phase_at_a_time(metrics: Metrics, registry: CollectorRegistry) -> None:
+def test_exchanges_in_flight_are_asked_for_at_each_look(metrics: Metrics, registry: CollectorRegistry) -> None:
     def in_flight(phase: str) -> float | None:
         return registry.get_sample_value("sluice_exchanges_in_flight", {"phase": phase})
 
-    metrics.phase_entered("admit")
-    metrics.phase_entered("relay", left="admit")
+    assert in_flight("admit") is None, "nobody serves here"
+    counts = {"admit": 1.0, "relay": 0.0}
+    metrics.watch_exchanges(lambda: counts)
+    assert (in_flight("admit"), in_flight("relay")) == (1, 0)
+    counts |= {"admit": 0.0, "relay": 1.0}
     assert (in_flight("admit"), in_flight("relay")) == (0, 1)
-    metrics.phase_entered(None, left="relay")
-    assert (in_flight("admit"), in_flight("relay")) == (0, 0)
 
 
 def test_histograms_never_carry_the_key(metrics: Metrics) -> None:
