@@ -21,11 +21,11 @@ lint: .venv/development.stamp
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: .venv/development.stamp
-	$(BIN)/python tests/bench/compare.py
+bench: .venv/development.stamp .venv-smg/stamp
+	$(BIN)/python -m tests.bench.compare $(BENCH)
 
 clean:
-	rm -rf .venv .venv-openai1 tests/clients/node_modules build *.egg-info .mypy_cache .ruff_cache .pytest_cache \
+	rm -rf .venv .venv-openai1 .venv-smg tests/clients/node_modules build *.egg-info .mypy_cache .ruff_cache .pytest_cache \
 	  .hypothesis .import_linter_cache
 
 .venv/bin/python:
@@ -47,6 +47,12 @@ clean:
 	test -x .venv-openai1/bin/python || .venv/bin/python -m venv .venv-openai1
 	.venv-openai1/bin/python -m pip install --quiet --disable-pip-version-check --requirement tests/clients/openai1.txt
 	@touch $@
+
+# a router in Rust to compare with; where there is no wheel of it, the comparison goes without
+.venv-smg/stamp: tests/bench/smg.txt | .venv/bin/python
+	test -x .venv-smg/bin/python || .venv/bin/python -m venv .venv-smg
+	.venv-smg/bin/python -m pip install --quiet --disable-pip-version-check --requirement tests/bench/smg.txt && touch $@ \
+	  || echo "SMG CANNOT BE INSTALLED: the comparison goes without it"
 
 tests/clients/node_modules/stamp: tests/clients/package.json tests/clients/package-lock.json
 	@if command -v npm >/dev/null; then \

@@ -1,206 +1,230 @@
-"""What an event and a request cost in the proxy, beside nginx where it is installed: `make bench`.
+"""What Sluice costs, beside nginx, a Rust router and twenty lines of aiohttp: `make bench`.
 
-The upstream is `sluice simulate`, the load client is this process; each contender takes its turn under the same load.
-CPU is user and system time of the contender's processes. Only the ratios carry over to another machine.
+    python -m tests.bench.compare [--quick] [--rounds 3] [--smg PROGRAM] [--json FILE]
+
+Contenders take turns, round by round, so that a machine that drifts drifts for all of them. Figures are medians over
+rounds; ratios are taken within a round. CPU is user and system time of all of a contender's processes. Only the ratios
+carry over to another machine. Sluice runs with keys, all kinds of limits, prices, accounts, ledger and log; the others
+do none of that.
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
 import contextlib
+import datetime as dt
 import json
-import shutil
-import socket
-import subprocess
+import os
+import platform
+import statistics
 import sys
 import tempfile
-import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Final
 
 import psutil
+import uvloop
+
+from tests.bench import contenders, measures
+from tests.bench.contenders import CORES, pinned, started
+from tests.bench.load import KEY, Work, drive
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
-KEY = "sk-bench-0123456789"
-NGINX = """worker_processes 1; daemon off; pid {folder}/nginx.pid; error_log stderr crit;
-events {{ worker_connections 4096; }}
-http {{ access_log off; client_body_temp_path {folder}; proxy_temp_path {folder}; fastcgi_temp_path {folder};
-  uwsgi_temp_path {folder}; scgi_temp_path {folder};
-  upstream u {{ server 127.0.0.1:{upstream}; keepalive 500; }}
-  server {{ listen 127.0.0.1:{port}; keepalive_requests 1000000;
-    proxy_http_version 1.1; proxy_set_header Connection ""; proxy_buffering off;
-    location / {{ proxy_pass http://u; }} }} }}
-"""
-SLUICE = """server: {{port: {port}}}
-ops: {{port: {ops}}}
-upstreams: {{simulator: {{base_url: "http://127.0.0.1:{upstream}/v1", auth: none}}}}
-keys: [{{id: bench, secret: {key}}}]
-"""
+    from tests.bench.contenders import Contender, Server
 
-
-@dataclass(frozen=True)
-class Work:
-    """A load: so many requests, so many at a time."""
-
-    name: str
-    unit: str
-    model: str
-    stream: bool
-    requests: int
-    at_once: int
+SMG: Final = str(Path(sys.prefix).parent / ".venv-smg/bin/smg")
+MANY_KEYS: Final = 100_000
+FEW_KEYS: Final = 10
+KEYS_IN_USE: Final = 1000
 
 
 @dataclass
-class Figure:
-    """What one unit of work cost in a contender's processes, in microseconds of CPU."""
+class Figures:
+    """What was seen, by measure and contender, one figure a round."""
 
-    contender: str
-    work: str
-    unit: str
-    units: int
-    cpu_us_per_unit: float
-    ratio_to_nginx: float | None = None
+    units: dict[str, str] = field(default_factory=dict)
+    seen: dict[str, dict[str, list[float]]] = field(default_factory=dict)
 
+    def add(self, measure: str, unit: str, contender: str, figure: float) -> None:
+        """Note a figure."""
+        self.units[measure] = unit
+        self.seen.setdefault(measure, {}).setdefault(contender, []).append(figure)
 
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
+    def median(self, measure: str, contender: str) -> float | None:
+        """The figure of a contender, if there is one."""
+        figures = self.seen[measure].get(contender)
+        return statistics.median(figures) if figures else None
 
+    def ratio(self, measure: str, contender: str) -> float | None:
+        """How many times that of the contender Sluice's figure is: the median over the rounds, each by itself."""
+        theirs, ours = self.seen[measure].get(contender, []), self.seen[measure].get("sluice", [])
+        ratios = [our / their for our, their in zip(ours, theirs, strict=False) if their > 0]
+        return statistics.median(ratios) if ratios else None
 
-@contextlib.contextmanager
-def started(command: list[str], port: int) -> Iterator[psutil.Process]:
-    """Run a server until it listens; end it by its own process id."""
-    child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        for _ in range(200):
-            with socket.socket() as sock:
-                if sock.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            time.sleep(0.05)
-        else:
-            sys.exit(f"did not start: {command}")
-        yield psutil.Process(child.pid)
-    finally:
-        child.terminate()
-        try:
-            child.wait(5)
-        except subprocess.TimeoutExpired:
-            child.kill()
-            child.wait()
+    def as_json(self) -> dict[str, Any]:
+        """All of it."""
+        return {
+            measure: {
+                "unit": self.units[measure],
+                "rounds": by_contender,
+                "median": {name: self.median(measure, name) for name in by_contender},
+                "sluice_to": {name: self.ratio(measure, name) for name in by_contender if name != "sluice"},
+            }
+            for measure, by_contender in self.seen.items()
+        }
 
 
-def cpu_s(process: psutil.Process) -> float:
-    """User and system time of a process and its children, in seconds."""
-    every = [process, *process.children(recursive=True)]
-    return sum(sum(one.cpu_times()[:2]) for one in every)
+def makers(upstream: int, folder: Path, smg: str) -> dict[str, Callable[[], Contender]]:
+    """How to make each contender that is there."""
+    ways: dict[str, Callable[[], Contender | None]] = {
+        "sluice": lambda: contenders.sluice(upstream, folder),
+        "nginx": lambda: contenders.nginx(upstream, folder),
+        "smg": lambda: contenders.smg(upstream, smg),
+        "plain aiohttp": lambda: contenders.plain(upstream),
+    }
+    missing = [name for name, make in ways.items() if make() is None]
+    for name in missing:
+        print(f"{name} is not installed and left out")
+    return {name: make for name, make in ways.items() if name not in missing}  # type: ignore[misc]  # none is None
 
 
-async def request_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, payload: bytes) -> int:
-    """One request on a kept-alive connection; the number of events of its answer, 1 for one that is no stream."""
-    writer.write(payload)
-    head = (await reader.readuntil(b"\r\n\r\n")).lower()
-    if b" 200 " not in head.split(b"\r\n")[0]:
-        raise RuntimeError(head.decode())
-    if b"transfer-encoding: chunked" not in head:
-        length = int(head.split(b"content-length: ")[1].split(b"\r\n")[0])
-        await reader.readexactly(length)
-        return 1
-    events = 0
-    while size := int(await reader.readuntil(b"\r\n"), 16):
-        events += (await reader.readexactly(size + 2)).count(b"\n\n")
-    await reader.readexactly(2)
-    return max(events, 1)
+async def turns(servers: dict[str, Server], direct: int, figures: Figures, args: argparse.Namespace) -> None:
+    """CPU and memory of each contender, and the time they add to a first byte."""
+    for name, server in servers.items():
+        figures.add("memory of an idle server", "MiB", name, server.rss_bytes() / 2**20)
+    works = measures.cpu_works(args.scale)
+    for work in measures.cpu_works(0.1):
+        for server in servers.values():
+            await measures.cpu_us(server, work)  # a warm-up
+    for number in range(args.rounds):
+        print(f"round {number + 1} of {args.rounds}", flush=True)
+        for work in works:
+            for name, server in servers.items():
+                figures.add(
+                    f"CPU of a{'n' * work.is_by_event} {work.name}",
+                    work.unit,
+                    name,
+                    await measures.cpu_us(server, work),
+                )
+        ports = {name: server.port for name, server in servers.items()}
+        seen = await measures.first_byte_ms({"direct": direct, **ports}, max(int(500 * args.scale), 100))
+        for name in servers:
+            half, most = measures.added(seen, name)
+            figures.add("added to the first byte, median", "ms", name, half)
+            figures.add("added to the first byte, 99th percentile", "ms", name, most)
+    for name, server in servers.items():
+        silent, stuck = await measures.stream_kib(server, int(1000 * args.scale), max(int(100 * args.scale), 20))
+        figures.add("memory of a silent stream", "KiB", name, silent)
+        figures.add("memory of a stuck stream", "KiB", name, stuck)
 
 
-async def load(port: int, work: Work) -> int:
-    """Do the work; the number of its units that were done: events of streams, else requests."""
-    body = json.dumps({"model": work.model, "stream": work.stream, "messages": [{"role": "user", "content": "Hi"}]})
-    payload = (
-        f"POST /v1/chat/completions HTTP/1.1\r\nHost: bench\r\nAuthorization: Bearer {KEY}\r\n"
-        f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n{body}"
-    ).encode()
-    left = iter(range(work.requests))
-    units = 0
-
-    async def client() -> None:
-        nonlocal units
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        for _ in left:
-            events = await request_on(reader, writer, payload)
-            units += events if work.unit == "event" else 1
-        writer.close()
-        await writer.wait_closed()
-
-    await asyncio.gather(*(client() for _ in range(work.at_once)))
-    return units
-
-
-def measure(name: str, process: psutil.Process, port: int, works: list[Work]) -> list[Figure]:
-    """The cost of each work, after a short warm-up."""
-    figures = []
-    for work in works:
-        asyncio.run(load(port, Work(work.name, work.unit, work.model, work.stream, work.at_once, work.at_once)))
-        before = cpu_s(process)
-        units = asyncio.run(load(port, work))
-        used_us = (cpu_s(process) - before) * 1e6
-        figures.append(Figure(name, work.name, work.unit, units, used_us / units))
-    return figures
+def keys(upstream: int, folder: Path, figures: Figures, args: argparse.Namespace) -> None:
+    """What a request costs when there are many keys, beside what it costs with few."""
+    servers = {}
+    with contextlib.ExitStack() as stack:
+        for count in (FEW_KEYS, MANY_KEYS):
+            every = tuple(f"{KEY}-{number:06}" for number in range(count))
+            made = contenders.sluice(upstream, folder, every)
+            server = stack.enter_context(started(made.command, made.port, CORES[0], folder))
+            servers[count] = server, every[:: max(count // KEYS_IN_USE, 1)]
+        work = Work("mock-1-0", max(int(3000 * args.scale), 100), 50)
+        for round_ in range(args.rounds + 1):
+            used: dict[int, float] = {}
+            for count, (server, in_use) in servers.items():
+                before_s = server.cpu_s()
+                uvloop.run(drive(server.port, work, in_use))
+                used[count] = (server.cpu_s() - before_s) * 1e6 / work.requests
+            if round_:  # the first is the warm-up
+                figures.add(
+                    f"CPU of a request, {MANY_KEYS:,} keys to {FEW_KEYS}",
+                    "ratio",
+                    "sluice",
+                    used[MANY_KEYS] / used[FEW_KEYS],
+                )
 
 
-def contenders(upstream: int, folder: Path) -> Iterator[tuple[str, list[str], int]]:
-    """The proxies that are there: a name, a command and the port it listens on."""
-    if (nginx := shutil.which("nginx", path="/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin")) is not None:
-        port = free_port()
-        file = folder / "nginx.conf"
-        file.write_text(NGINX.format(folder=folder, port=port, upstream=upstream))
-        yield "nginx", [nginx, "-c", str(file)], port
-    port = free_port()
-    file = folder / "sluice.yaml"
-    file.write_text(SLUICE.format(port=port, ops=free_port(), upstream=upstream, key=KEY))
-    yield "sluice", [sys.executable, "-m", "proxy", "serve", "--config", str(file)], port
+def compare(folder: Path, args: argparse.Namespace) -> tuple[Figures, dict[str, str]]:
+    """All figures, and the versions of what was measured."""
+    figures = Figures()
+    with contenders.upstream(folder) as upstream, pinned(CORES[-1]):
+        makes = makers(upstream, folder, args.smg)
+        made = {name: make() for name, make in makes.items()}
+        with contextlib.ExitStack() as stack:
+            servers = {
+                name: stack.enter_context(started(one.command, one.port, CORES[0], folder))
+                for name, one in made.items()
+            }
+            for server in servers.values():
+                uvloop.run(measures.answering(server))
+            uvloop.run(turns(servers, upstream, figures, args))
+        for _ in range(args.rounds):
+            for name, make in makes.items():
+                figures.add("start to first answer", "s", name, uvloop.run(measures.start_s(make(), folder)))
+        if args.keys:
+            keys(upstream, folder, figures, args)
+    return figures, {name: one.version for name, one in made.items()}
 
 
-def show(figures: list[Figure]) -> None:
-    """Print the table."""
-    print(f"{'work':42}{'contender':>10}{'units':>9}{'CPU us/unit':>13}{'x nginx':>9}")
-    for figure in figures:
-        ratio = "" if figure.ratio_to_nginx is None else f"{figure.ratio_to_nginx:.2f}"
-        line = f"{figure.work:42}{figure.contender:>10}{figure.units:>9}{figure.cpu_us_per_unit:>13.1f}{ratio:>9}"
-        print(line)
+def machine() -> dict[str, Any]:
+    """What it was measured on."""
+    model = [
+        line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
+    ]
+    return {
+        "processor": model[0] if model else platform.processor(),
+        "cores": len(CORES),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "load_before": os.getloadavg()[0],
+    }
+
+
+def table(figures: Figures, names: list[str]) -> Iterator[str]:
+    """The table, in Markdown."""
+    others = [name for name in names if name != "sluice"]
+    yield f"| | Sluice | {' | '.join(others)} |"
+    yield f"|---|---{'|---' * len(others)}|"
+    for measure in figures.seen:
+        cells = []
+        for name in others:
+            figure, ratio = figures.median(measure, name), figures.ratio(measure, name)
+            times = "" if ratio is None else f" (x {ratio:.2f})"
+            cells.append("" if figure is None else shown(figure) + times)
+        ours = figures.median(measure, "sluice")
+        yield f"| {measure}, {figures.units[measure]} | {'' if ours is None else shown(ours)} | {' | '.join(cells)} |"
+
+
+def shown(figure: float) -> str:
+    """A figure with as many digits as mean something."""
+    return f"{figure:,.0f}" if abs(figure) >= 100 else f"{figure:.3g}"
 
 
 def main() -> None:
     """Measure, print, and write JSON where asked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures here")
-    parser.add_argument("--scale", type=float, default=1.0, help="multiplies the number of requests")
+    parser.add_argument("--quick", action="store_true", help="one small round, without the many keys")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--scale", type=float, default=1.0, help="multiplies the work of a round")
+    parser.add_argument("--smg", default=SMG, help="the program of smg, from a virtual environment of its own")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write all figures here")
     args = parser.parse_args()
-    works = [
-        Work("an event, 50 streams x 100 events/s", "event", "sim-200t-10ms", True, int(100 * args.scale), 50),
-        Work("a stream of 13 events, 20 at a time", "stream", "sim-fast-10t", True, int(1000 * args.scale), 20),
-        Work("a request without a stream, 20 at a time", "request", "sim-fast-10t", False, int(2000 * args.scale), 20),
-    ]
-    figures: list[Figure] = []
+    args.keys = not args.quick
+    if args.quick:
+        args.rounds, args.scale = 1, 0.2
+    about = machine()
     with tempfile.TemporaryDirectory() as folder:
-        upstream = free_port()
-        simulator = [sys.executable, "-m", "proxy", "simulate", "--port", str(upstream)]
-        with started(simulator, upstream):
-            for name, command, port in contenders(upstream, Path(folder)):
-                with started(command, port) as process:
-                    figures += measure(name, process, port, works)
-    base = {figure.work: figure.cpu_us_per_unit for figure in figures if figure.contender == "nginx"}
-    for figure in figures:
-        if base.get(figure.work):
-            figure.ratio_to_nginx = figure.cpu_us_per_unit / base[figure.work]
-    figures.sort(key=lambda figure: figure.work)
-    show(figures)
+        figures, versions = compare(Path(folder), args)
+    date = dt.datetime.now(dt.UTC).date().isoformat()
+    print(f"\n{date}, {about['processor']}, {about['cores']} cores, Python {about['python']}; {versions}")
+    print("in parentheses: how many times theirs Sluice's figure is\n")
+    print("\n".join(table(figures, list(versions))))
     if args.json is not None:
-        args.json.write_text(json.dumps([asdict(figure) for figure in figures], indent=1))
+        said = {"date": date, "machine": about, "versions": versions, "figures": figures.as_json()}
+        args.json.write_text(json.dumps(said, indent=1))
 
 
 if __name__ == "__main__":

@@ -97,13 +97,17 @@ async def start(
     loop: str = "uvloop",
     *,
     words: tuple[str, ...] = (),
+    program: str = "proxy",
     environ: Mapping[str, str] | None = None,
 ) -> Served:
-    """Start it on `config`, which JSON writes as YAML, with more `words` on its command line; not yet listening."""
+    """Start it on `config`, which JSON writes as YAML, with more `words` on its command line; not yet listening.
+
+    `program` is the module that is run.
+    """
     file = folder / "sluice.yaml"
     file.write_text(json.dumps(config))
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "proxy", "serve", "--config", str(file), *words),
+        *(sys.executable, "-m", program, "serve", "--config", str(file), *words),
         cwd=_ROOT,
         env={**os.environ, "SLUICE_LOOP": loop, "PYTHONWARNINGS": "error", **(environ or {})},
         stdout=asyncio.subprocess.PIPE,

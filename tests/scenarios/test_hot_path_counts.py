@@ -1,0 +1,68 @@
+"""The guard of the hot path: how many bytecodes, calls and system calls a request, a stream and an event take.
+
+Counts, since they are the same on every machine and at every load, where times are not. What is counted is the event
+loop's thread of a worker with everything on: our own code, the server's and the standard library's.
+
+When a test here fails, the path has gained a step: take it away again, or show what it is worth and raise the figure.
+When the path got shorter, lower the figure, so that the gain is kept. `python -m tests.bench.counts` prints what each
+function takes.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+import pytest
+
+from tests.fakes.counting import counted
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.fakes.counting import Counts
+
+
+class Taken(NamedTuple):
+    """What a unit takes."""
+
+    bytecodes: int
+    calls: int
+
+
+# measured; bytecodes are those of a version of Python, calls hardly differ between versions
+CALLS_OF: Final = (3, 11)
+MEASURED: Final = {
+    (3, 11): {
+        "request": Taken(bytecodes=20_080, calls=841),
+        "stream": Taken(bytecodes=33_750, calls=1_445),
+        "event": Taken(bytecodes=1_157, calls=51),
+    }
+}
+HEADROOM: Final = 1.03  # a timer that fires meanwhile, a pool that is tidied up
+HEADROOM_OF_OTHER_VERSIONS: Final = 1.15
+
+
+def over(counts: Counts) -> list[str]:
+    """What is more than it was."""
+    version = sys.version_info[:2]
+    known = MEASURED.get(version)
+    faults = []
+    if known is not None and counts.bytecodes > known[counts.unit].bytecodes * HEADROOM:
+        faults.append(f"bytecodes: {counts.bytecodes:.0f}, were {known[counts.unit].bytecodes}")
+    headroom = HEADROOM if known is not None else HEADROOM_OF_OTHER_VERSIONS
+    calls = (known or MEASURED[CALLS_OF])[counts.unit].calls
+    if counts.calls > calls * headroom:
+        faults.append(f"calls: {counts.calls:.1f}, were {calls}")
+    return faults
+
+
+@pytest.mark.timeout(120)
+async def test_the_usual_paths_take_no_more_steps_than_they_did(tmp_path: Path) -> None:
+    """A request, a short stream and an event, each by itself."""
+    async with counted(tmp_path) as on:
+        seen = [await on.requests(60), await on.streams(30), await on.events(200)]
+    for counts in seen:
+        print(f"{counts.unit}: {counts.bytecodes:.1f} bytecodes, {counts.calls:.2f} calls")
+    faults = {counts.unit: over(counts) for counts in seen}
+    assert not any(faults.values()), f"{faults}\n" + "\n\n".join(one.top(25) for one in seen if faults[one.unit])
