@@ -11,7 +11,7 @@ import enum
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping, Sequence
 
 RawHeaders = list[tuple[bytes, bytes]]
 
@@ -187,48 +187,67 @@ CORS_EXPOSED: Final = (
 )
 
 
-class _Stopped(NamedTuple):
-    exact: frozenset[bytes]
-    prefixes: tuple[bytes, ...]
+# Names come from strangers: what is remembered of them must not grow with what they think of.
+_REMEMBERED_NAMES: Final = 256
+_REMEMBERED_NAME_BYTES: Final = 64
+# All that most Connection headers say: it names no header.
+_NAMES_NO_HEADER: Final = frozenset({b"keep-alive", b"close"})
 
 
-def _stopped(where: Stop) -> _Stopped:
-    names = [name for rule in RULES if rule.stop & where for name in rule.names]
-    exact = frozenset(name for name in names if not name.endswith(b"*"))
-    return _Stopped(exact, tuple(name[:-1] for name in names if name.endswith(b"*")))
+class _Verdicts(dict[bytes, bool | None]):
+    """What becomes of a header, by its name as it is spelled: it crosses, or not; None: it is a Connection header.
 
-
-_STOPPED_UPSTREAM: Final = _stopped(Stop.REQUEST | Stop.CREDENTIAL)
-_STOPPED_UPSTREAM_BUT_CREDENTIALS: Final = _stopped(Stop.REQUEST)
-_STOPPED_DOWNSTREAM: Final = _stopped(Stop.RESPONSE)
-
-
-def to_upstream(received: Iterable[tuple[bytes, bytes]], *, forward_credentials: bool = False) -> RawHeaders:
-    """The request headers that cross, in order and spelled as received.
-
-    `forward_credentials`: the client's own credential goes upstream, with the organization and project it belongs to.
+    Worked out once for each spelling.
     """
-    return _crossing(received, _STOPPED_UPSTREAM_BUT_CREDENTIALS if forward_credentials else _STOPPED_UPSTREAM)
+
+    def __init__(self, where: Stop, replaced: Iterable[bytes]) -> None:
+        names = [name for rule in RULES if rule.stop & where for name in rule.names]
+        self._exact = frozenset([*(name for name in names if not name.endswith(b"*")), *replaced])
+        self._prefixes = tuple(name[:-1] for name in names if name.endswith(b"*"))
+
+    def __missing__(self, spelled: bytes) -> bool | None:
+        name = spelled.lower()
+        verdict = None if name == b"connection" else name not in self._exact and not name.startswith(self._prefixes)
+        if len(self) >= _REMEMBERED_NAMES:
+            self.clear()
+        if len(spelled) <= _REMEMBERED_NAME_BYTES:
+            self[spelled] = verdict
+        return verdict
 
 
-def to_downstream(received: Iterable[tuple[bytes, bytes]]) -> RawHeaders:
-    """The response headers that cross, in order and spelled as received. Content-Length is the caller's to decide."""
-    return _crossing(received, _STOPPED_DOWNSTREAM)
+class Crossing:
+    """Lets pass what no rule for `where` stops, and no header of a name in `replaced`, which is in lower case."""
+
+    def __init__(self, where: Stop, replaced: Iterable[bytes] = ()) -> None:
+        self._verdicts = _Verdicts(where, replaced)
+
+    def of(self, received: Sequence[tuple[bytes, bytes]]) -> RawHeaders:
+        """The headers that cross, in order and spelled as received."""
+        verdicts = self._verdicts
+        crossing: RawHeaders = []
+        names_headers = False
+        for pair in received:
+            verdict = verdicts[pair[0]]
+            if verdict:
+                crossing.append(pair)
+            elif verdict is None and pair[1] not in _NAMES_NO_HEADER:
+                names_headers = True
+        return _less_named(crossing, received) if names_headers else crossing
 
 
-def _crossing(received: Iterable[tuple[bytes, bytes]], stopped: _Stopped) -> RawHeaders:
-    exact, prefixes = stopped
-    crossing: RawHeaders = []
-    named: set[bytes] = set()  # by a Connection header: they end here too
-    for pair in received:
-        name = pair[0].lower()
-        if name not in exact and not name.startswith(prefixes):
-            crossing.append(pair)
-        elif name == b"connection":
-            named |= _tokens(pair[1])
-    if named - {b"keep-alive", b"close"}:
-        return [pair for pair in crossing if pair[0].lower() not in named]
-    return crossing
+to_downstream: Final = Crossing(Stop.RESPONSE).of
+"""The response headers that cross. Content-Length is the caller's to decide."""
+
+
+def _less_named(crossing: RawHeaders, received: Sequence[tuple[bytes, bytes]]) -> RawHeaders:
+    """What crosses but for the headers that a Connection header names: they end here too."""
+    named = {token for name, value in received if name.lower() == b"connection" for token in _tokens(value)}
+    return [pair for pair in crossing if pair[0].lower() not in named] if named - _NAMES_NO_HEADER else crossing
+
+
+def first_values(received: Sequence[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
+    """The first value of each header, by its name in lower case: for who asks for several."""
+    return {name.lower(): value for name, value in reversed(received)}
 
 
 def header(received: Iterable[tuple[bytes, bytes]], name: bytes) -> bytes | None:
@@ -237,6 +256,17 @@ def header(received: Iterable[tuple[bytes, bytes]], name: bytes) -> bytes | None
         if len(raw) == len(name) and raw.lower() == name:
             return value
     return None
+
+
+def media_type(first: Mapping[bytes, bytes]) -> bytes:
+    """The Content-Type among `first_values`, in lower case and without parameters; b"" where it is missing."""
+    return first.get(b"content-type", b"").partition(b";")[0].strip().lower()
+
+
+def is_encoded(first: Mapping[bytes, bytes]) -> bool:
+    """The Content-Encoding among `first_values` names a coding: the body is not what its type says."""
+    coding = first.get(b"content-encoding")
+    return coding is not None and coding.strip().lower() not in (b"", b"identity")
 
 
 def _tokens(value: bytes) -> set[bytes]:

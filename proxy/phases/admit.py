@@ -16,7 +16,6 @@ import msgspec
 
 from proxy.core import errors
 from proxy.core.body import edited, read_metered, read_model
-from proxy.core.headers import header
 from proxy.core.multipart import ModelFinder
 from proxy.phases.exchange import Exchange, Treatment
 
@@ -143,7 +142,7 @@ async def _admit_metered(exchange: Exchange, principal: Principal, max_request_b
 
 async def _admit_inference(exchange: Exchange, principal: Principal, max_request_bytes: int) -> Admission:
     """Read the model from the body, whose type must be one in which upstreams look for it as we do."""
-    content_type = header(exchange.headers, b"content-type") or b""
+    content_type = exchange.first.get(b"content-type", b"")
     media_type = content_type.split(b";")[0].strip().lower()
     if media_type == b"multipart/form-data":
         return await _admit_multipart(exchange, principal, max_request_bytes)
@@ -165,7 +164,7 @@ async def _beside(most_bytes: int, find: Callable[[bytes], _Found], body: bytes)
 
 async def _admit_multipart(exchange: Exchange, principal: Principal, max_request_bytes: int) -> Admission:
     """Read until the `model` field is known, at most `max_request_bytes`, and let the rest stream."""
-    finder = ModelFinder(header(exchange.headers, b"content-type") or b"")
+    finder = ModelFinder(exchange.first.get(b"content-type", b""))
     held = bytearray()
     while finder.model is None:
         piece = await exchange.body.read()
@@ -194,7 +193,7 @@ async def _watched_pieces(exchange: Exchange, finder: ModelFinder) -> AsyncItera
 async def _read_plain(exchange: Exchange, max_request_bytes: int) -> tuple[bytes, bool]:
     """The whole body with a `Content-Encoding` undone, and whether there was one."""
     raw = await _read_whole(exchange, max_request_bytes)
-    encoding = (header(exchange.headers, b"content-encoding") or b"identity").strip().lower()
+    encoding = (exchange.first.get(b"content-encoding") or b"identity").strip().lower()
     if encoding == b"identity":
         return raw, False
     if encoding not in (b"gzip", b"x-gzip", b"deflate"):

@@ -18,7 +18,6 @@ from proxy.core.quota import Kind
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from proxy.core.headers import RawHeaders
     from proxy.core.patterns import PatternTable
     from proxy.core.throttle import Throttle
     from proxy.phases.exchange import Exchange
@@ -27,8 +26,6 @@ if TYPE_CHECKING:
 
 # where credentials may stand; the first two are also where Sluice looks for its own keys
 CREDENTIAL_HEADERS = frozenset({b"authorization", b"api-key", b"x-api-key"})
-_KEY_HEADERS: Final = (b"authorization", b"api-key")
-_KEY_HEADER_LENGTHS: Final = frozenset(map(len, _KEY_HEADERS))
 _INCORRECT = "Incorrect API key provided."
 _MISSING = (
     "You didn't provide an API key. Send it in an Authorization header using Bearer auth "
@@ -184,22 +181,26 @@ def secret_of(credential: tuple[bytes, bytes]) -> bytes:
     return secret.strip() if scheme.lower() == b"bearer" else b""
 
 
-def presented_secrets(headers: RawHeaders) -> list[bytes]:
-    """The credentials a request carries: `Authorization: Bearer`, then `api-key` as Azure SDKs send it."""
-    found: dict[bytes, bytes] = {}
-    for raw, value in headers:
-        if len(raw) in _KEY_HEADER_LENGTHS and (name := raw.lower()) in _KEY_HEADERS and name not in found:
-            found[name] = secret_of((name, value))
-    return [secret for name in _KEY_HEADERS if (secret := found.get(name))]
+def presented_secrets(first: Mapping[bytes, bytes]) -> list[bytes]:
+    """The credentials among the `first_values` of a request's headers.
+
+    `Authorization: Bearer`, then `api-key` as Azure SDKs send it.
+    """
+    found = []
+    for name in (b"authorization", b"api-key"):
+        value = first.get(name)
+        if value is not None and (secret := secret_of((name, value))):
+            found.append(secret)
+    return found
 
 
-def authenticate(headers: RawHeaders, keyring: Keyring, now_s: float) -> Principal:
-    """The principal of the presented key.
+def authenticate(first: Mapping[bytes, bytes], keyring: Keyring, now_s: float) -> Principal:
+    """The principal of the key among the `first_values` of a request's headers.
 
     Raises `ProxyError` 401. Where both headers are present either may hold Sluice's key: an upstream with
     `auth: passthrough` then gets the client's own credential from the other.
     """
-    secrets = presented_secrets(headers)
+    secrets = presented_secrets(first)
     for secret in secrets:
         principal = keyring.holder(secret, now_s)
         if principal is not None:
@@ -218,7 +219,7 @@ class Authenticator:
     def principal(self, exchange: Exchange, now_s: float) -> Principal:
         """The principal of the exchange, at `now_s` by UNIX time. Raises `ProxyError` 401, or 429 with the wait."""
         try:
-            return authenticate(exchange.headers, self._keyring, now_s)
+            return authenticate(exchange.first, self._keyring, now_s)
         except errors.ProxyError as refusal:
             wait_s = None
             if self._throttle is not None:

@@ -14,6 +14,8 @@ from itertools import repeat
 from operator import sub, truediv
 from typing import TYPE_CHECKING, Final, Protocol
 
+from proxy.core.headers import first_values
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -210,3 +212,7 @@ class Exchange:
     downstream: Downstream
     timeline: Timeline = field(default_factory=Timeline)
     trace: Trace | None = None
+    first: dict[bytes, bytes] = field(init=False, repr=False)  # the first value of each header, by lower-case name
+
+    def __post_init__(self) -> None:
+        self.first = first_values(self.headers)

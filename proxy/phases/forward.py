@@ -8,11 +8,12 @@ from __future__ import annotations
 import asyncio
 import enum
 import re
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
+import msgspec
+
 from proxy.core import errors
-from proxy.core.headers import header
+from proxy.core.headers import first_values, is_encoded, media_type
 from proxy.core.injection import REFUSING_STATUSES, refuses_stream_options
 from proxy.phases.exchange import Treatment
 from proxy.phases.watchdog import Watchdog
@@ -21,6 +22,7 @@ from proxy.upstream.attempt import attempt
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from proxy.core.headers import RawHeaders
     from proxy.phases.admit import Admission
     from proxy.phases.exchange import Exchange
     from proxy.phases.places import Place
@@ -42,16 +44,23 @@ class AnswerKind(enum.Enum):
     ERROR = "error"  # an error status: whole, with the upstream's credentials taken out
 
 
-@dataclass(slots=True)
-class Answer:
-    """An upstream's answer whose head is in order; it holds its `place` there."""
+class Answer(msgspec.Struct, eq=False):
+    """An upstream's answer whose head is in order; it holds its `place` there.
+
+    `first` are body bytes already taken to judge the answer. `is_json`: the body is JSON, in no coding.
+    `refuses_usage`: it is an error about the `stream_options` that Sluice added.
+    """
 
     stream: UpstreamStream
     watchdog: Watchdog
     kind: AnswerKind
-    first: bytes = field(default=b"", repr=False)  # body bytes already taken to judge the answer
-    refuses_usage: bool = False  # an error about the `stream_options` that Sluice added
+    first: bytes = b""
+    is_json: bool = False
+    refuses_usage: bool = False
     place: Place | None = None
+
+    def __repr__(self) -> str:
+        return f"<Answer {self.stream.head.status}, {self.kind.value}>"
 
     def failed(self) -> None:
         """Note that the upstream told of an error in it."""
@@ -87,17 +96,17 @@ async def forward(
 
     Raises `ProxyError` 502 or 504 for what the upstream did wrong, and whatever reading the client's body raises.
     """
-    timeouts = sending.upstream.timeouts
+    upstream = sending.route.upstream
+    timeouts = upstream.timeouts
     deadline_s = None if timeouts.total_s is None else began_s + timeouts.total_s
     left_s = None if deadline_s is None else max(0.0, deadline_s - asyncio.get_running_loop().time())
-    limits = [limit for limit in (timeouts.first_byte_s, left_s) if limit is not None]
-    most_s = min(limits, default=None)
+    most_s = timeouts.first_byte_s
+    if left_s is not None and (most_s is None or left_s < most_s):
+        most_s = left_s
     if left_s == 0:
         raise _out_of_time()
     try:
-        stream = await attempt(
-            sending.upstream.pool, sending.request, first_byte_s=most_s, tasks=tasks, on_sent=on_sent
-        )
+        stream = await attempt(upstream.pool, sending.request, first_byte_s=most_s, tasks=tasks, on_sent=on_sent)
     except errors.ProxyError as error:
         if error.kind is errors.UPSTREAM_TIMEOUT and left_s is not None and left_s == most_s:
             raise _out_of_time() from error
@@ -106,16 +115,20 @@ async def forward(
         stream, exchange.downstream, idle_s=timeouts.idle_s, deadline_s=deadline_s, write_stall_s=write_stall_s
     )
     try:
-        kind, first = await _judge(exchange, admission, stream, watchdog)
-        refuses_usage = False
-        if sending.asks_usage and stream.head.status in REFUSING_STATUSES:
+        head = stream.head
+        plain_type = _plain_type(head.headers)
+        kind = _kind(exchange, admission, head.status, plain_type)
+        first, refuses_usage = b"", False
+        if kind is None:
+            kind, first = AnswerKind.EVENTS, await _first_of_events(watchdog, plain_type)
+        elif sending.asks_usage and head.status in REFUSING_STATUSES:
             first = await read_error(stream, watchdog)
-            refuses_usage = refuses_stream_options(stream.head.status, first)
+            refuses_usage = refuses_stream_options(head.status, first)
     except BaseException:
         watchdog.stop()
         stream.abort()
         raise
-    return Answer(stream, watchdog, kind, first, refuses_usage)
+    return Answer(stream, watchdog, kind, first, plain_type == b"application/json", refuses_usage)
 
 
 def _out_of_time() -> errors.ProxyError:
@@ -137,32 +150,36 @@ async def read_error(stream: UpstreamStream, watchdog: Watchdog) -> bytes:
     return bytes(held)
 
 
-async def _judge(
-    exchange: Exchange, admission: Admission, stream: UpstreamStream, watchdog: Watchdog
-) -> tuple[AnswerKind, bytes]:
-    """How the body is to be relayed, and what had to be read of it to know."""
-    status = stream.head.status
-    if 300 <= status < 400 and status != 304:
-        raise errors.ProxyError(errors.UPSTREAM_PROTOCOL_ERROR, f"The upstream answered with a redirect ({status}).")
+def _plain_type(headers: RawHeaders) -> bytes | None:
+    """The media type of a body, b"" where there is none; None for a body in a coding, into which nobody can look."""
+    first = first_values(headers)
+    return None if is_encoded(first) else media_type(first)
+
+
+def _kind(exchange: Exchange, admission: Admission, status: int, plain_type: bytes | None) -> AnswerKind | None:
+    """How the body is to be relayed; None where its first bytes have to show that it is events."""
     if status >= 400:
-        return AnswerKind.ERROR, b""
-    if exchange.method == "HEAD" or status in (204, 304):
-        return AnswerKind.OPAQUE, b""
-    content_type = (header(stream.head.headers, b"content-type") or b"").split(b";")[0].strip().lower()
-    encoded = (header(stream.head.headers, b"content-encoding") or b"identity").strip().lower() != b"identity"
-    if content_type == b"text/event-stream":
-        # events inside a coding nobody asked for cannot be told apart: they pass as they are
-        return (AnswerKind.OPAQUE if encoded else AnswerKind.EVENTS), b""
+        return AnswerKind.ERROR
+    if status >= 300 and status != 304:
+        raise errors.ProxyError(errors.UPSTREAM_PROTOCOL_ERROR, f"The upstream answered with a redirect ({status}).")
+    # events inside a coding nobody asked for cannot be told apart: they pass as they are
+    if plain_type is None or exchange.method == "HEAD" or status in (204, 304):
+        return AnswerKind.OPAQUE
+    if plain_type == b"text/event-stream":
+        return AnswerKind.EVENTS
     asked = admission.streamed and exchange.endpoint.treatment is Treatment.METERED
-    if not asked or encoded:
-        return AnswerKind.OPAQUE, b""
-    first = b"" if content_type in _NOT_SSE else await _first_bytes(watchdog)
+    return None if asked else AnswerKind.OPAQUE
+
+
+async def _first_of_events(watchdog: Watchdog, plain_type: bytes | None) -> bytes:
+    """The first bytes of a body that does not say that it is events. Raises `ProxyError` where it is none."""
+    first = b"" if plain_type in _NOT_SSE else await _first_bytes(watchdog)
     if not _SSE_FIELD.match(first):
         # SDKs would show a 200 without events as an empty answer (protocol.md section 2.3)
         raise errors.ProxyError(
             errors.UPSTREAM_NOT_A_STREAM, "A stream was asked for, but the upstream's answer is not one."
         )
-    return AnswerKind.EVENTS, first
+    return first
 
 
 async def _first_bytes(watchdog: Watchdog) -> bytes:

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from proxy.core.answer_body import BodyAnswer
 from proxy.core.answers import EventAnswer
-from proxy.core.headers import header
 from proxy.core.tokens import ApproximateCounter
 from proxy.core.usage import Grade, Observation, Usage
 from proxy.phases.exchange import Treatment
@@ -62,12 +61,7 @@ def reader_for(exchange: Exchange, answer: Answer) -> AnswerReader | None:
         return None
     if answer.kind is AnswerKind.EVENTS:
         return EventAnswer()
-    headers = answer.stream.head.headers
-    media_type = (header(headers, b"content-type") or b"").split(b";")[0].strip().lower()
-    encoded = (header(headers, b"content-encoding") or b"identity").strip().lower() != b"identity"
-    if media_type != b"application/json" or encoded:
-        return None
-    return BodyAnswer(input_only=exchange.endpoint.name == "embeddings")
+    return BodyAnswer(input_only=exchange.endpoint.name == "embeddings") if answer.is_json else None
 
 
 class Observer:

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 from urllib.parse import parse_qsl, quote, urlencode
 
-from proxy.core import headers
 from proxy.core.circuit import State
+from proxy.core.headers import Crossing, Stop
 from proxy.core.tracing import CONTEXT_HEADERS
 
 if TYPE_CHECKING:
@@ -65,11 +65,15 @@ class Health:
         """It may serve one more."""
         return self.max_concurrency is None or self.in_flight < self.max_concurrency
 
+    def is_free(self, now_s: float) -> bool:
+        """It has room, and admits an exchange."""
+        return (self.max_concurrency is None or self.in_flight < self.max_concurrency) and self.admits(now_s)
+
     def admits(self, now_s: float) -> bool:
         """It is not drained, and its circuit lets an exchange pass. `now_s` is monotonic."""
-        if self.is_drained or (self.is_probed and self.circuit.is_open):
+        if self.is_drained:
             return False
-        return self.circuit.admits(now_s)
+        return not self.circuit.is_open or (not self.is_probed and self.circuit.admits(now_s))
 
     def is_open(self, now_s: float) -> bool:
         """It is not drained, and its circuit is not open: half open is enough to be hopeful."""
@@ -114,7 +118,14 @@ class Upstream:
         self._refusing: set[str | None] = set()  # models for which it refuses `stream_options`
         self._host = (b"Host", host_header)
         self._extra = list(extra_headers)
-        self._overridden = {name.lower() for name, _ in extra_headers}
+        self._endpoints: dict[str, bytes] = {}  # their targets, by their names in the route table
+        overridden = {name.lower() for name, _ in extra_headers}
+        stop = Stop.REQUEST if auth == "passthrough" else Stop.REQUEST | Stop.CREDENTIAL
+        self._crossing = Crossing(stop, overridden)
+        self._crossing_but_context = Crossing(stop, {*overridden, *CONTEXT_HEADERS})
+        self._overridden = overridden
+        self._identity = [] if b"accept-encoding" in overridden else [(b"Accept-Encoding", b"identity")]
+        self._credentials = [pair for pair in _credentials(auth, self.api_keys) if pair[0].lower() not in overridden]
 
     def injects_usage(self, model: str | None) -> bool:
         """May Sluice ask for the usage of streams? `model` is the upstream's own name for it."""
@@ -134,22 +145,25 @@ class Upstream:
         `api_key` is the place of the key to use; it does not matter where the upstream wants none. `trace` goes in
         place of the client's trace context; None: that crosses.
         """
-        crossing = headers.to_upstream(received, forward_credentials=self.auth == "passthrough")
-        ours = [(b"Accept-Encoding", b"identity"), (b"Via", via), *self._credential(api_key)]
+        crossing = self._crossing if trace is None else self._crossing_but_context
+        found = [self._host, *crossing.of(received), *self._identity]
+        if b"via" not in self._overridden:
+            found.append((b"Via", via))
+        if self._credentials:
+            # one who waited while the upstream was reloaded may come with a place among more keys than these
+            found.append(self._credentials[api_key % len(self._credentials)])
         if trace is not None:
-            crossing = [pair for pair in crossing if pair[0].lower() not in CONTEXT_HEADERS]
-            ours += trace
-        if self._overridden:
-            crossing = [pair for pair in crossing if pair[0].lower() not in self._overridden]
-            ours = [pair for pair in ours if pair[0].lower() not in self._overridden]
-        return [self._host, *crossing, *ours, *self._extra]
+            found += [pair for pair in trace if pair[0].lower() not in self._overridden]
+        return found + self._extra
 
-    def _credential(self, api_key: int) -> RawHeaders:
-        if self.auth == "bearer" and self.api_keys:
-            return [(b"Authorization", b"Bearer " + self.api_keys[api_key])]
-        if self.auth == "api-key" and self.api_keys:
-            return [(b"api-key", self.api_keys[api_key])]
-        return []
+    def endpoint_target(self, name: str, query: str) -> bytes:
+        """The request target of an endpoint in the route table, worked out once where the client sends no query."""
+        if query:
+            return self.target("/" + name, query)
+        target = self._endpoints.get(name)
+        if target is None:
+            target = self._endpoints[name] = self.target("/" + name, query)
+        return target
 
     def target(self, path: str, query: str) -> bytes:
         """The request target: the path under the base URL, with the configured query members taking precedence."""
@@ -158,3 +172,10 @@ class Upstream:
             query = urlencode([*kept, *self.query.items()])
         target = self.base_path + path + ("?" + query if query else "")
         return quote(target, safe="%/:=&?~#+!$,;'@()*[]-._|").encode("ascii")
+
+
+def _credentials(auth: str, api_keys: Sequence[bytes]) -> RawHeaders:
+    """The header that goes with each API key."""
+    if auth == "bearer":
+        return [(b"Authorization", b"Bearer " + key) for key in api_keys]
+    return [(b"api-key", key) for key in api_keys] if auth == "api-key" else []

@@ -12,14 +12,20 @@ from proxy.core.headers import (
     CORS_EXPOSED,
     CORS_REQUEST_HEADERS_FLOOR,
     RULES,
+    Crossing,
     RawHeaders,
     Stop,
+    first_values,
     header,
+    is_encoded,
+    media_type,
     to_downstream,
-    to_upstream,
 )
 
 Cross = Callable[[RawHeaders], RawHeaders]
+
+to_upstream = Crossing(Stop.REQUEST | Stop.CREDENTIAL).of
+to_upstream_with_credentials = Crossing(Stop.REQUEST).of
 
 
 def raw(*names: str) -> RawHeaders:
@@ -62,8 +68,8 @@ def test_requests_keep_what_upstreams_read_and_lose_what_speaks_of_this_hop() ->
 
 def test_the_client_s_credential_crosses_only_where_the_route_asks_for_it() -> None:
     assert to_upstream(CREDENTIALS) == []
-    assert to_upstream(CREDENTIALS, forward_credentials=True) == CREDENTIALS
-    assert to_upstream(STOPPED_ON_REQUESTS, forward_credentials=True) == []
+    assert to_upstream_with_credentials(CREDENTIALS) == CREDENTIALS
+    assert to_upstream_with_credentials(STOPPED_ON_REQUESTS) == []
 
 
 def test_responses_keep_what_sdks_show_and_lose_what_names_the_account() -> None:
@@ -86,7 +92,7 @@ def test_headers_that_connection_names_stop_here(cross: Cross) -> None:
 def test_connection_cannot_remove_what_is_added_later() -> None:
     received = [(b"Connection", b"authorization, via"), (b"Via", b"1.1 a"), (b"Authorization", b"Bearer client")]
     assert [*to_upstream(received), (b"authorization", b"Bearer ours")] == [(b"authorization", b"Bearer ours")]
-    assert to_upstream(received, forward_credentials=True) == []
+    assert to_upstream_with_credentials(received) == []
 
 
 @given(
@@ -101,6 +107,55 @@ def test_order_repetition_and_spelling_stay_and_names_are_judged_in_any_case(
     assert all(pair in rest for pair in crossed)
     upper = cross([(name.upper(), value) for name, value in received])
     assert [value for _, value in upper] == [value for _, value in crossed]
+
+
+def crossing(received: RawHeaders, where: Stop, replaced: set[bytes]) -> RawHeaders:
+    """What crosses, by the rules alone: nothing remembered, one look at each of them for each header."""
+    named = {
+        token.strip()
+        for name, value in received
+        if name.lower() == b"connection"
+        for token in value.lower().split(b",")
+    }
+    named = named if named - {b"", b"keep-alive", b"close"} else set()
+    patterns = [name for rule in RULES if rule.stop & where for name in rule.names]
+    found = []
+    for name, value in received:
+        lower = name.lower()
+        stops = any(
+            lower.startswith(pattern[:-1]) if pattern.endswith(b"*") else lower == pattern for pattern in patterns
+        )
+        if not (stops or lower in replaced or lower in named):
+            found.append((name, value))
+    return found
+
+
+NAMES = st.sampled_from(
+    [name.replace(b"*", ending) for rule in RULES for name in rule.names for ending in (b"", b"x", b"-y")]
+    + [b"connection", b"x-hop", b"close", b"content-type", b"x" * 65]
+)
+SPELLINGS = st.builds(lambda name, spell: spell(name), NAMES, st.sampled_from([bytes.lower, bytes.upper, bytes.title]))
+VALUES = st.sampled_from([b"", b"keep-alive", b"Close", b"close", b"x-hop, close", b"Content-Type", b"\xff"])
+CROSSINGS = [
+    (Crossing(where, replaced).of, where, set(replaced))
+    for where in (Stop.REQUEST | Stop.CREDENTIAL, Stop.REQUEST, Stop.RESPONSE)
+    for replaced in ((), (b"x-hop", b"via"))
+]
+
+
+@given(st.lists(st.tuples(SPELLINGS | st.binary(min_size=1, max_size=3), VALUES)), st.sampled_from(CROSSINGS))
+def test_what_is_remembered_of_names_changes_nothing(
+    received: RawHeaders, cross: tuple[Cross, Stop, set[bytes]]
+) -> None:
+    assert cross[0](received) == crossing(received, *cross[1:])
+
+
+def test_names_that_strangers_think_of_are_not_remembered_for_ever() -> None:
+    subject = Crossing(Stop.REQUEST)
+    for number in range(10_000):
+        assert len(subject.of([(b"x-%d" % number, b""), (b"x-%0100d" % number, b""), (b"Cookie", b"")])) == 2
+        assert len(subject._verdicts) <= 256
+    assert max(map(len, subject._verdicts)) <= 64
 
 
 def test_every_rule_stops_something_says_why_and_is_spelled_as_the_lookup_needs() -> None:
@@ -122,6 +177,20 @@ def test_header_is_the_first_of_its_name() -> None:
     received = [(b"X-One", b"1"), (b"x-two", b"2"), (b"X-TWO", b"3")]
     assert header(received, b"x-two") == b"2"
     assert header(received, b"x-twa") is None
+
+
+@given(st.lists(st.tuples(SPELLINGS, VALUES)))
+def test_first_values_are_what_header_finds(received: RawHeaders) -> None:
+    first = first_values(received)
+    assert first == {name.lower(): header(received, name.lower()) for name, _ in received}
+
+
+def test_types_and_codings_are_read_in_any_case_and_without_parameters() -> None:
+    assert media_type({b"content-type": b" Text/Event-Stream ; charset=utf-8"}) == b"text/event-stream"
+    assert (media_type({}), is_encoded({})) == (b"", False)
+    assert not is_encoded({b"content-encoding": b" Identity "})
+    assert not is_encoded({b"content-encoding": b""})
+    assert is_encoded({b"content-encoding": b"gzip"})
 
 
 def test_what_scripts_may_read_crosses_or_is_ours_and_what_sdks_send_is_allowed() -> None:

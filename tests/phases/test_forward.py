@@ -10,14 +10,13 @@ import pytest
 from proxy.core import errors
 from proxy.core.ending import StreamShape
 from proxy.phases.exchange import Treatment
-from proxy.phases.forward import AnswerKind, _judge
+from proxy.phases.forward import AnswerKind, _first_of_events, _kind, _plain_type
 from tests.fakes.peers import FakeDownstream, FakeStream, exchange
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from proxy.phases.admit import Admission
-    from proxy.upstream.attempt import UpstreamStream
 
 _SSE = b"text/event-stream"
 _JSON = b"application/json"
@@ -38,7 +37,9 @@ async def _judged(
     stream = FakeStream(reads, status=status, headers=headers)
     admission = cast("Admission", SimpleNamespace(streamed=streamed))
     asked = exchange(FakeDownstream(), StreamShape.CHAT, treatment=treatment)
-    return await _judge(asked, admission, cast("UpstreamStream", stream), stream.watchdog)
+    plain_type = _plain_type(stream.head.headers)
+    kind = _kind(asked, admission, stream.head.status, plain_type)
+    return (kind, b"") if kind is not None else (AnswerKind.EVENTS, await _first_of_events(stream.watchdog, plain_type))
 
 
 @pytest.mark.parametrize(
@@ -69,7 +70,7 @@ async def test_compressed_bodies_are_opaque(coding: bytes, content_type: bytes |
     assert await _judged(content_type, coding=coding) == (AnswerKind.OPAQUE, b"")
 
 
-@pytest.mark.parametrize("coding", [b"identity", b" Identity "])
+@pytest.mark.parametrize("coding", [b"identity", b" Identity ", b""])
 async def test_identity_is_no_coding(coding: bytes) -> None:
     assert await _judged(_SSE, coding=coding) == (AnswerKind.EVENTS, b"")
 
