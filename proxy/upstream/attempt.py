@@ -8,10 +8,11 @@ and is decided above.
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from proxy.core.errors import BAD_REQUEST, INTERNAL, UPSTREAM_STALE, UPSTREAM_TIMEOUT, ProxyError
+import msgspec
+
+from proxy.core.errors import BAD_REQUEST, INTERNAL, UPSTREAM_STALE, ProxyError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterable, AsyncIterator, Callable
@@ -20,24 +21,27 @@ if TYPE_CHECKING:
     from proxy.upstream.connection import UpstreamConnection
     from proxy.upstream.framing import ResponseHead, ResponseReader
     from proxy.upstream.pool import UpstreamPool
+    from proxy.upstream.silence import Silence
 
 MAX_SINGLE_WRITE_BYTES: Final = 1024 * 1024  # a larger body is sent piecewise: transports copy what they cannot send
 PIECE_BYTES: Final = 64 * 1024
 _BODY_NOT_EXPECTED: Final = frozenset({b"GET", b"HEAD", b"DELETE", b"OPTIONS"})  # RFC 9110 section 8.6
 
 
-@dataclass(frozen=True, slots=True)
-class UpstreamRequest:
+class UpstreamRequest(msgspec.Struct, frozen=True, eq=False):
     """A request as it is sent. `target` is the path and query; `headers` are all but those that frame the body.
 
     `content_length` belongs to a streamed body; without it, the body is sent chunked.
     """
 
     method: bytes
-    target: bytes = field(repr=False)  # a configured query may hold a credential
-    headers: list[tuple[bytes, bytes]] = field(repr=False)
-    body: bytes | AsyncIterable[bytes] = field(default=b"", repr=False)
+    target: bytes
+    headers: list[tuple[bytes, bytes]]
+    body: bytes | AsyncIterable[bytes] = b""
     content_length: int | None = None
+
+    def __repr__(self) -> str:
+        return f"<UpstreamRequest {self.method!r}>"  # all else may hold credentials, or what users wrote
 
 
 class UpstreamStream:
@@ -145,7 +149,9 @@ async def attempt(
     is used up), BAD_REQUEST (a streamed body of another length than announced); or what a streamed body raised. When
     it raises or is cancelled, the connection is closed.
     """
-    connection = await pool.acquire()
+    connection = pool.take()
+    if connection is None:
+        connection = await pool.acquire(fresh=True)
     on_sent()
     try:
         return await _exchange(pool, connection, request, first_byte_s, tasks)
@@ -165,18 +171,19 @@ async def _exchange(
     tasks: BackgroundTasks,
 ) -> UpstreamStream:
     upload: asyncio.Task[None] | None = None
-    timer = _SilenceTimer(connection, first_byte_s)
+    reader = connection.begin(bodiless=request.method == b"HEAD")
     try:
-        reader = timer.reader = connection.begin(bodiless=request.method == b"HEAD")
         head = _encode_head(request)
         body = request.body
         if isinstance(body, bytes) and len(body) <= MAX_SINGLE_WRITE_BYTES:
             connection.write(head + body)
             connection.request_sent = True
-            timer.restart()
+            if first_byte_s is not None:
+                pool.silence.expect(connection, reader, first_byte_s)
         else:
             connection.write(head)
-            upload = tasks.start(_upload(connection, reader, request, timer), "upload")
+            patience = _Patience(pool.silence, connection, reader, first_byte_s)
+            upload = tasks.start(_upload(connection, reader, request, patience), "upload")
         response = await connection.head(reader)
         if upload is not None and response.status >= 300:
             upload.cancel()  # RFC 9112 section 9.5: it was answered without the rest
@@ -187,44 +194,33 @@ async def _exchange(
             upload.cancel()
         raise
     finally:
-        timer.end()
+        pool.silence.heard(connection)
 
 
-class _SilenceTimer:
-    """Fails the exchange when the upstream says nothing, for `limit_s` seconds after it could have gone on."""
+class _Patience:
+    """With an upstream that is sent a body: `limit_s` seconds to answer, from each moment in which it could go on."""
 
-    __slots__ = ("_connection", "_handle", "_limit_s", "reader")
+    __slots__ = ("_connection", "_limit_s", "_reader", "_silence")
 
-    def __init__(self, connection: UpstreamConnection, limit_s: float | None) -> None:
+    def __init__(
+        self, silence: Silence, connection: UpstreamConnection, reader: ResponseReader, limit_s: float | None
+    ) -> None:
+        self._silence = silence
         self._connection = connection
+        self._reader = reader
         self._limit_s = limit_s
-        self._handle: asyncio.TimerHandle | None = None
-        self.reader: ResponseReader | None = None  # of what it waits for
 
     def restart(self) -> None:
-        self.stop()
-        if self._limit_s is not None:
-            self._handle = asyncio.get_running_loop().call_later(self._limit_s, self._expire)
+        if self._limit_s is not None and self._reader.head is None and not self._connection.closed:
+            self._silence.expect(self._connection, self._reader, self._limit_s)
 
     def stop(self) -> None:
-        if self._handle is not None:
-            self._handle.cancel()
-            self._handle = None
-
-    def end(self) -> None:
-        """Stop, and never start again."""
-        self.stop()
-        self._limit_s = None
-
-    def _expire(self) -> None:
-        if self.reader is not None and self.reader.head is not None:
-            return  # it came just before, and whoever waits for it has not had his turn yet
-        self._connection.fail(ProxyError(UPSTREAM_TIMEOUT, "The upstream did not answer in time."))
+        self._silence.heard(self._connection)
 
 
 def _encode_head(request: UpstreamRequest) -> bytes:
     lines = [b"%b %b HTTP/1.1" % (request.method, request.target)]
-    lines += [b"%b: %b" % header for header in request.headers]
+    lines += map(b": ".join, request.headers)
     body = request.body
     if not isinstance(body, bytes):
         if request.content_length is None:
@@ -241,15 +237,15 @@ def _encode_head(request: UpstreamRequest) -> bytes:
 
 
 async def _upload(
-    connection: UpstreamConnection, reader: ResponseReader, request: UpstreamRequest, timer: _SilenceTimer
+    connection: UpstreamConnection, reader: ResponseReader, request: UpstreamRequest, patience: _Patience
 ) -> None:
     """Send the body while the attempt waits for the head, which hears of a failure through `fail`."""
     body = request.body
     try:
         if isinstance(body, bytes):
-            await _send_body(connection, _single(body), len(body), timer)
+            await _send_body(connection, _single(body), len(body), patience)
         else:
-            await _send_body(connection, body, request.content_length, timer)
+            await _send_body(connection, body, request.content_length, patience)
         connection.request_sent = True
     except asyncio.CancelledError:
         if reader.head is None:  # else the response is still wanted, without the rest of the upload
@@ -260,7 +256,7 @@ async def _upload(
 
 
 async def _send_body(
-    connection: UpstreamConnection, body: AsyncIterable[bytes], length_bytes: int | None, timer: _SilenceTimer
+    connection: UpstreamConnection, body: AsyncIterable[bytes], length_bytes: int | None, patience: _Patience
 ) -> None:
     """Send all of `body` with back-pressure, chunked without a length (RFC 9112 section 7.1).
 
@@ -274,14 +270,14 @@ async def _send_body(
         for start in range(0, len(piece), PIECE_BYTES):
             part = piece[start : start + PIECE_BYTES]
             connection.write(b"%x\r\n%b\r\n" % (len(part), part) if length_bytes is None else part)
-            timer.restart()
+            patience.restart()
             await connection.drain()
-        timer.stop()  # now the client is the slow one
+        patience.stop()  # now the client is the slow one
     if length_bytes is None:
         connection.write(b"0\r\n\r\n")
     elif sent_bytes < length_bytes:
         raise ProxyError(BAD_REQUEST, "The request body is shorter than its Content-Length.")
-    timer.restart()
+    patience.restart()
 
 
 async def _single(body: bytes) -> AsyncIterator[bytes]:

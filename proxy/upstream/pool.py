@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from proxy.upstream.connect import Origin, ProxyAddress, connect
 from proxy.upstream.connection import READ_BUFFER_BYTES
+from proxy.upstream.silence import Silence
 
 if TYPE_CHECKING:
     from proxy.upstream.connection import UpstreamConnection
@@ -31,6 +32,7 @@ class UpstreamPool:
         self._connect_timeout_s = connect_timeout_s
         self._idle_s = idle_s
         self._loop = asyncio.get_running_loop()
+        self.silence = Silence(self._loop)
         self._read_buffer = memoryview(bytearray(READ_BUFFER_BYTES))
         self._open: set[UpstreamConnection] = set()
         self._idle: dict[UpstreamConnection, float] = {}  # in order of release: until when, in the loop's time
@@ -50,16 +52,22 @@ class UpstreamPool:
         """All connections, idle ones included."""
         return len(self._open)
 
-    async def acquire(self, *, fresh: bool = False) -> UpstreamConnection:
-        """The connection that was used last and is still good, or a new one; with `fresh` always a new one.
+    def take(self) -> UpstreamConnection | None:
+        """The connection that was used last and is still good; None if there is none.
 
-        Last in, first out: so the others grow old and are closed when load falls. Raises what `connect` raises.
+        Last in, first out: so the others grow old and are closed when load falls.
         """
-        while self._idle and not fresh:
+        while self._idle:
             connection, good_until = self._idle.popitem()
             if good_until > self._loop.time() and connection.quiet():
                 return connection
             connection.abort()
+        return None
+
+    async def acquire(self, *, fresh: bool = False) -> UpstreamConnection:
+        """One of those that wait, or a new one; with `fresh` always a new one. Raises what `connect` raises."""
+        if not fresh and (kept := self.take()) is not None:
+            return kept
         connection = await connect(
             self.origin,
             read_buffer=self._read_buffer,
@@ -72,12 +80,12 @@ class UpstreamPool:
     def release(self, connection: UpstreamConnection, keep_alive_s: float | None = None) -> None:
         """Take back a connection whose exchange is over. `keep_alive_s` is the upstream's own idle time, if it told."""
         idle_s = self._idle_s if keep_alive_s is None else min(keep_alive_s - IDLE_MARGIN_S, MAX_IDLE_S)
-        is_old = self._loop.time() - connection.opened_s > MAX_AGE_S
-        if self._closed or connection.closed or is_old or idle_s <= 0:
+        now_s = self._loop.time()
+        if self._closed or connection.closed or now_s - connection.opened_s > MAX_AGE_S or idle_s <= 0:
             connection.abort()
             return
         connection.finish()
-        self._idle[connection] = self._loop.time() + idle_s
+        self._idle[connection] = now_s + idle_s
         if self._sweeper is None:
             self._sweeper = self._loop.call_later(idle_s, self._sweep)
 
