@@ -10,6 +10,8 @@ from __future__ import annotations
 import enum
 from typing import Final
 
+import msgspec
+
 from proxy.core.recent import Recent
 
 WINDOW_S: Final = 10
@@ -29,14 +31,15 @@ class State(enum.IntEnum):
 _VOID: Final = -1
 
 
-class Ticket:
-    """Permission to ask. Whoever has it reports what came of it, or that it was abandoned."""
+class Ticket(msgspec.Struct, eq=False, gc=False):
+    """Permission to ask. Whoever has it reports what came of it, or that it was abandoned.
 
-    __slots__ = ("opened", "row")
+    `opened` is how often the circuit had opened by then; `row` the failures in a row that its success ended, None
+    before that.
+    """
 
-    def __init__(self, opened: int) -> None:
-        self.opened = opened  # how often the circuit had opened by then
-        self.row: int | None = None  # failures in a row that its success ended; None before that
+    opened: int
+    row: int | None = None
 
 
 class Circuit:
@@ -65,26 +68,22 @@ class Circuit:
         self._results = Recent(WINDOW_S)
         self._failures = Recent(WINDOW_S)
         self._opened = 0
-        self._until_s: float | None = None  # None: closed
+        self.is_open = False  # it has opened, and nobody has succeeded since
+        self._until_s = 0.0  # how long nobody may ask; of no meaning while it is closed
         self._probe: Ticket | None = None
         self._probed_s = 0.0
         self._cooldown_s = 0.0  # the last one; 0 once it is forgotten
         self._closed_at_s = 0.0
 
-    @property
-    def is_open(self) -> bool:
-        """It has opened, and nobody has succeeded since."""
-        return self._until_s is not None
-
     def state(self, now_s: float) -> State:
         """Where it stands."""
-        if self._until_s is None:
+        if not self.is_open:
             return State.CLOSED
         return State.OPEN if now_s < self._until_s else State.HALF_OPEN
 
     def admits(self, now_s: float) -> bool:
         """Whether `enter` would let someone pass; changes nothing."""
-        if self._until_s is None:
+        if not self.is_open:
             return True
         # one that takes longer than a cool-down says nothing meanwhile: another may try
         is_tried = self._probe is not None and now_s < self._probed_s + self._first_cooldown_s
@@ -95,32 +94,33 @@ class Circuit:
 
         What an earlier one tells later still counts.
         """
+        if not self.is_open:
+            return Ticket(self._opened)
         if not self.admits(now_s):
             return None
-        ticket = Ticket(self._opened)
-        if self._until_s is not None:
-            self._probe = ticket
-            self._probed_s = now_s
-        return ticket
+        self._probe = Ticket(self._opened)
+        self._probed_s = now_s
+        return self._probe
 
     def retry_in_s(self, now_s: float) -> float:
         """How long nobody may ask; 0 if someone may. `PROBE_WAIT_S` at least while it is being tried."""
-        if self.admits(now_s) or self._until_s is None:
+        if self.admits(now_s):
             return 0.0
         return PROBE_WAIT_S if self._probe is not None else self._until_s - now_s
 
     def succeeded(self, ticket: Ticket, now_s: float) -> None:
         """It works. Nothing of those who entered before it opened: what they tell is older than that."""
-        if self._is_probe(ticket):
+        if self.is_open and ticket.opened == self._opened:  # it was let in while half open
             self.close(now_s)
-        if self._counts(ticket):
+        if not self.is_open and ticket.opened == self._opened:
             ticket.row = self._in_row
             self._in_row = 0
             self._results.add(now_s)
 
     def close(self, now_s: float) -> None:
         """It is known to work, by whoever asked without permission."""
-        self._probe = self._until_s = None
+        self._probe = None
+        self.is_open = False
         self._closed_at_s = now_s
         self._in_row = 0
         self._results.clear()
@@ -132,9 +132,9 @@ class Circuit:
         `ticket` None is one who entered since it closed. `jitter`, in [0, 1), shortens the cool-down by up to a
         quarter, so that those who saw the same failure do not all ask again at once.
         """
-        if ticket is not None and self._is_probe(ticket):
-            self._open(now_s, jitter)
-        elif self._counts(ticket):
+        if ticket is not None and ticket.opened != self._opened:
+            return
+        if not self.is_open:
             row = None if ticket is None else ticket.row
             # what broke off after its head had come was no success, and ended no row
             self._in_row = (self._in_row if row is None else max(row, self._in_row)) + 1
@@ -143,28 +143,26 @@ class Circuit:
             self._failures.add(now_s)
             if self._in_row >= self._most_in_row or self._mostly_fails(now_s):
                 self._open(now_s, jitter)
+        elif ticket is not None:
+            self._open(now_s, jitter)
 
     def abandoned(self, ticket: Ticket) -> None:
         """Nothing was learned: the client left. The next one may ask. After a result it changes nothing."""
-        if self._is_probe(ticket):
-            ticket.opened = _VOID
-        if ticket is self._probe:
-            self._probe = None
-
-    def _is_probe(self, ticket: Ticket) -> bool:
-        return self._until_s is not None and ticket.opened == self._opened
-
-    def _counts(self, ticket: Ticket | None) -> bool:
-        return self._until_s is None and (ticket is None or ticket.opened == self._opened)
+        if self.is_open:
+            if ticket.opened == self._opened:
+                ticket.opened = _VOID
+            if ticket is self._probe:
+                self._probe = None
 
     def _mostly_fails(self, now_s: float) -> bool:
         results = self._results.total(now_s)
         return results >= self._least_results and self._failures.total(now_s) >= self._failure_share * results
 
     def _open(self, now_s: float, jitter: float) -> None:
-        if self._until_s is None and now_s - self._closed_at_s >= self._cooldown_s:
+        if not self.is_open and now_s - self._closed_at_s >= self._cooldown_s:
             self._cooldown_s = 0.0
         self._cooldown_s = min(max(2 * self._cooldown_s, self._first_cooldown_s), self._max_cooldown_s)
+        self.is_open = True
         self._until_s = now_s + self._cooldown_s * (1 - JITTER_SHARE * jitter)
         self._probe = None
         self._opened += 1

@@ -37,6 +37,8 @@ class Credentials:
     def next(self, now_s: float) -> int:
         """The key to use now: those that do not cool down in turn, else the one that is ready first."""
         count = len(self._credentials)
+        if count == 1:
+            return 0
         places = [(self._next + step) % count for step in range(count)]
         place = min(places, key=lambda place: max(self._credentials[place].until_s, now_s))
         self._next = (place + 1) % count

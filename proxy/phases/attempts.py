@@ -7,9 +7,10 @@ try. The exchange's reservation and row are held once across all of them.
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import time
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
+
+import msgspec
 
 from proxy.core import errors
 from proxy.core.headers import header
@@ -21,7 +22,7 @@ from proxy.phases.places import Ask
 from proxy.phases.route import write
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Awaitable, Callable, Coroutine
     from typing import Any
 
     from proxy.core.retry import Retry, RetryPolicy
@@ -38,9 +39,10 @@ if TYPE_CHECKING:
 
 
 _WISHES = {b"true": True, b"false": False}
+_RESULTS = ("0xx", "1xx", "2xx", "3xx", "4xx", "5xx")  # by the first digit of a status
 
 
-class Try(NamedTuple):
+class Try(msgspec.Struct, frozen=True, gc=False):
     """One try, for the log line: where, what came of it, and how long that took in seconds."""
 
     upstream: str
@@ -48,7 +50,7 @@ class Try(NamedTuple):
     seconds: float
 
 
-class Outcome(NamedTuple):
+class Outcome(msgspec.Struct, frozen=True, eq=False):
     """What came of one try: an answer, or the error in place of one."""
 
     place: Place
@@ -57,7 +59,7 @@ class Outcome(NamedTuple):
     error: errors.ProxyError | None
 
 
-class Course(NamedTuple):
+class Course(msgspec.Struct, frozen=True, eq=False):
     """What stays the same over the tries of one exchange."""
 
     exchange: Exchange
@@ -115,29 +117,33 @@ class Attempts:
             target.model.routes,
             waits=lambda: enter(Phase.QUEUE),
         )
-        place = await self._balancer.place(ask)
+        place = self._balancer.at_once(ask) or await self._balancer.place(ask)
         course = Course(exchange, admission, account, ask, asyncio.get_running_loop().time())
         while True:
             enter(Phase.FORWARD)
-            outcome = await self._outcome(course, place)
+            if self._hedge is None or admission.rest is not None:
+                outcome = await self._try(course, place)
+            else:
+                outcome = await self._hedged(self._hedge, course, place)
+            answer = outcome.answer
+            if answer is not None and answer.kind is not AnswerKind.ERROR:
+                return outcome.sending, answer
             retry = self._retry(course, outcome)
             if retry is None:
                 return _result(outcome)
-            if outcome.answer is not None:
-                outcome.answer.close()
+            if answer is not None:
+                answer.close()
             account.is_sent = False  # what it did is over, and cost nothing that anybody will say
             ask.spends = retry.spends
             ask.only = outcome.place.route if _is_of_the_key(outcome) else None
             if not retry.elsewhere:
-                ask.tried.discard(outcome.place.route)
+                ask.tried = tuple(route for route in ask.tried if route is not outcome.place.route)
             self._metrics.retried(place.upstream.name, retry.reason)
             await asyncio.sleep(retry.pause_s)
             place = await self._balancer.place(ask)
 
-    async def _outcome(self, course: Course, place: Place) -> Outcome:
-        """Of one try, or of two where the first takes long and hedging is on."""
-        if self._hedge is None or course.admission.rest is not None:
-            return await self._try(course, place)
+    async def _hedged(self, hedge: Hedge, course: Course, place: Place) -> Outcome:
+        """The outcome of one try, or of two where the first takes long."""
         places = [place]
 
         def another() -> Coroutine[Any, Any, Outcome] | None:
@@ -148,7 +154,7 @@ class Attempts:
             self._metrics.retried(place.upstream.name, "hedged")
             return self._try(course, second)
 
-        outcome = await self._hedge.first_good(self._try(course, place), another)
+        outcome = await hedge.first_good(self._try(course, place), another)
         if outcome.answer is not None and outcome.answer.kind is not AnswerKind.ERROR:
             losers = [one.route for one in places if one.was_asked and not one.was_judged]
             course.account.lost += [route.rename or course.admission.model for route in losers]
@@ -160,7 +166,8 @@ class Attempts:
         An upstream that refuses the `stream_options` that Sluice added is asked again without, there and then.
         """
         began_s = time.perf_counter()
-        course.account.upstream = place.upstream.name
+        upstream, account = place.route.upstream, course.account
+        account.upstream = upstream.name
         result = "abandoned"  # an upstream is not to blame for a client that left or sent nonsense
         answer = error = None
         try:
@@ -172,18 +179,18 @@ class Attempts:
             answer = await self._forward(course, sending, place)
             if answer.refuses_usage:
                 answer.close()
-                self._metrics.attempted(place.upstream.name, f"{answer.stream.head.status // 100}xx")
+                self._metrics.attempted(upstream.name, _RESULTS[answer.stream.head.status // 100])
                 sending = write(
                     course.exchange, course.admission, place.route, place.api_key, self._via, may_ask_usage=False
                 )
                 answer = None
                 answer = await self._forward(course, sending, place)
                 if answer.kind is not AnswerKind.ERROR:  # else it was about something else, and quoted the request
-                    place.upstream.refused_usage(sending.served)
+                    upstream.refused_usage(sending.served)
             answer.place = place
             status = answer.stream.head.status
             place.answered(status, self._retry_after_s(answer) if status >= 400 else None)
-            result = f"{answer.stream.head.status // 100}xx"
+            result = _RESULTS[status // 100]
         except errors.ProxyError as failure:
             if failure.kind.blame is not errors.Blame.UPSTREAM:
                 raise
@@ -194,16 +201,17 @@ class Attempts:
         finally:
             if answer is None:
                 place.leave()
-            self._metrics.attempted(place.upstream.name, result)
-            course.account.tries.append(Try(place.upstream.name, result, time.perf_counter() - began_s))
+            self._metrics.attempted(upstream.name, result)
+            account.tries.append(Try(upstream.name, result, time.perf_counter() - began_s))
         return Outcome(place, sending, answer, error)
 
-    async def _forward(self, course: Course, sending: Sending, place: Place) -> Answer:
-        course.account.attempts += 1
+    def _forward(self, course: Course, sending: Sending, place: Place) -> Awaitable[Answer]:
+        account = course.account
+        account.attempts += 1
 
         def sent() -> None:
             place.was_asked = True
-            course.account.sent()
+            account.sent()
 
         answering = forward(
             course.exchange,
@@ -214,7 +222,7 @@ class Attempts:
             on_sent=sent,
             began_s=course.began_s,
         )
-        return await (answering if sending.hop is None else sending.hop.watch(answering))
+        return answering if sending.hop is None else sending.hop.watch(answering)
 
     def _retry_after_s(self, answer: Answer) -> float | None:
         wishes = answer.stream.head.headers
@@ -222,11 +230,9 @@ class Attempts:
         return retry_after_of(after, self._unix_clock(), value_ms=after_ms)
 
     def _retry(self, course: Course, outcome: Outcome) -> Retry | None:
-        """Whether and how to ask again, by the table."""
+        """Whether and how to ask again after what was no good, by the table."""
         happened = Happened(None if outcome.error is None else outcome.error.kind)
         if outcome.answer is not None:
-            if outcome.answer.kind is not AnswerKind.ERROR:
-                return None
             head = outcome.answer.stream.head
             wish = _WISHES.get(header(head.headers, b"x-should-retry") or b"")
             happened = Happened(None, head.status, self._retry_after_s(outcome.answer), wish)
@@ -237,7 +243,7 @@ class Attempts:
             sent = Sent.NOTHING
         elif outcome.sending.is_spent:
             sent = Sent.PARTLY_SPENT
-        ask = dataclasses.replace(course.ask, spends=sent is not Sent.NOTHING)
+        ask = msgspec.structs.replace(course.ask, spends=sent is not Sent.NOTHING)
         return decide(
             happened,
             sent=sent,

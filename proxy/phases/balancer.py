@@ -14,6 +14,7 @@ from proxy.core.circuit import State
 from proxy.core.fair_queue import FairQueue
 from proxy.core.retry import RETRYABLE_STATUSES
 from proxy.phases.places import Place, Waiter
+from proxy.phases.waits import expected_wait_s, no_upstream
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -24,9 +25,6 @@ if TYPE_CHECKING:
     from proxy.phases.upstreams import Upstream
     from proxy.telemetry.routing import RoutingMetrics
 
-_LEAST_RETRY_S: Final = 1.0
-_MOST_RETRY_S: Final = 60.0
-_DRAINED_RETRY_S: Final = 10.0  # when an operator lets it back is not known
 _TIMERS_LATE_S: Final = 0.005  # uvloop's may fire a little early
 _LONG_QUEUE: Final = 1000  # in a longer one, nobody counts who is ahead of whom
 _NEWEST_SHARE: Final = 0.1  # of the last exchange in the average time that an upstream holds one
@@ -80,9 +78,20 @@ class Balancer:
         ]
         if not free:
             return None
-        chosen = self._choose(free)
+        chosen = self._choose(free, now_s)
         chosen.upstream.health.budget.spend(now_s)
-        return self._take(chosen, ask)
+        return self._take(chosen, ask, now_s)
+
+    def at_once(self, ask: Ask) -> Place | None:
+        """What `place` gives an exchange that was tried nowhere, where one is free and nobody waits; None: see there.
+
+        Nearly all come this way, so it takes few steps.
+        """
+        if self._waiting:
+            return None
+        now_s = self._clock()
+        free = [route for route in ask.routes if route.upstream.health.is_free(now_s)]
+        return self._take(self._choose(free, now_s), ask, now_s) if free else None
 
     async def place(self, ask: Ask) -> Place:
         """A place, at once or after waiting for it.
@@ -91,13 +100,14 @@ class Balancer:
         """
         routes = self._open(ask)
         if not routes:
-            raise self._no_upstream(ask.routes)
+            raise no_upstream(ask.routes, self._clock())
         routes = [route for route in routes if route not in ask.tried] or routes
         for route in routes:
             self.serve(route.upstream)  # one whose circuit was open may have some who wait
         free = [route for route in routes if self._is_free(route.upstream)]
         if free:
-            return self._take(self._choose(free), ask)
+            now_s = self._clock()
+            return self._take(self._choose(free, now_s), ask, now_s)
         if not ask.spends:
             # any that was not tried will do as well, should it come back
             routes = [route for route in ask.routes if route in routes or route not in ask.tried]
@@ -105,9 +115,10 @@ class Balancer:
 
     def answered(self, place: Place, ticket: Ticket, status: int, retry_after_s: float | None) -> None:
         """Note that an upstream works, and what it said of the key that it was asked with."""
-        health, now_s = place.upstream.health, self._clock()
-        place.circuit.succeeded(ticket, now_s)
-        is_ours = place.upstream.auth != "passthrough"  # else the credential is the client's, and so is its trouble
+        upstream, circuit, now_s = place.route.upstream, place.circuit, self._clock()
+        health, was_open = upstream.health, circuit.is_open
+        circuit.succeeded(ticket, now_s)
+        is_ours = upstream.auth != "passthrough"  # else the credential is the client's, and so is its trouble
         if status == 429 and is_ours:
             health.is_failing = True
             place.credentials.limited(place.api_key, now_s, retry_after_s)
@@ -116,8 +127,9 @@ class Balancer:
         else:
             health.is_failing = status in RETRYABLE_STATUSES
             place.credentials.succeeded(place.api_key)
-        self._show(place.upstream)
-        self.serve(place.upstream)
+        if was_open:
+            self._show(upstream)
+            self.serve(upstream)  # it was left alone while some waited
 
     def failed(self, place: Place, ticket: Ticket) -> None:
         """Note that an upstream failed; who waits for nothing else is told so when its circuit opens."""
@@ -135,13 +147,15 @@ class Balancer:
 
     def left(self, place: Place, ticket: Ticket, taken_s: float) -> None:
         """Take a place back, and give it to the next in the queue."""
-        upstream, health = place.upstream, place.upstream.health
+        upstream = place.route.upstream
+        health = upstream.health
         place.circuit.abandoned(ticket)
         health.in_flight -= 1
         held_s = self._clock() - taken_s
         health.held_s += (held_s - health.held_s) * (_NEWEST_SHARE if health.held_s else 1.0)
-        self._show(upstream)
-        self.serve(upstream)
+        self._metrics.serves(upstream.name, health.in_flight)
+        if self._waiting:
+            self.serve(upstream)
 
     def changed(self, upstream: Upstream) -> None:
         """Take note that an upstream was probed, drained or let back: some who wait may go on, or need not wait."""
@@ -161,7 +175,7 @@ class Balancer:
                 # by name: after a reload it may be another object that stands for the same upstream
                 route = next(route for route in waiter.routes if route.upstream.name == upstream.name)
                 self._metrics.waited(upstream.name, self._clock() - waiter.since_s)
-                waiter.given.set_result(self._take(route, waiter.ask))
+                waiter.given.set_result(self._take(route, waiter.ask, self._clock()))
 
     def refuse_hopeless(self) -> None:
         """Tell those who wait only for upstreams that are not asked any more."""
@@ -169,7 +183,7 @@ class Balancer:
         for waiter in list(self._waiting):
             hopeless = not any(route.upstream.health.admits(now_s) for route in waiter.routes)
             if hopeless and not waiter.given.done():
-                waiter.given.set_exception(self._no_upstream(waiter.routes))
+                waiter.given.set_exception(no_upstream(waiter.routes, now_s))
 
     def _open(self, ask: Ask) -> list[Route]:
         """The routes whose upstreams may be asked."""
@@ -188,18 +202,19 @@ class Balancer:
         """It has room, and nobody waits for it."""
         return upstream.health.has_room and not self._queue.waiting(upstream.name)
 
-    def _choose(self, free: Sequence[Route]) -> Route:
+    def _choose(self, free: Sequence[Route], now_s: float) -> Route:
         """The best of routes that are free: by priority, then load; those whose keys all cool down come last."""
-        now_s = self._clock()
+        if len(free) == 1:
+            return free[0]
         ready = [route for route in free if route.upstream.health.credentials.is_ready(now_s)] or free
         if len(ready) == 1:
             return ready[0]
         lowest = min(route.priority for route in ready)
         return choose([route for route in ready if route.priority == lowest], self._draw)
 
-    def _take(self, route: Route, ask: Ask) -> Place:
-        now_s = self._clock()
-        health = route.upstream.health
+    def _take(self, route: Route, ask: Ask, now_s: float) -> Place:
+        upstream = route.upstream
+        health = upstream.health
         ticket = health.circuit.enter(now_s)
         if ticket is None:
             raise RuntimeError("a circuit that admitted did not let enter")
@@ -209,9 +224,12 @@ class Balancer:
         elif ask.spends and (health.is_failing or route in ask.asked):
             health.budget.spend(now_s)
         health.in_flight += 1
-        ask.tried.add(route)
-        ask.asked.add(route)
-        self._show(route.upstream)
+        ask.tried += (route,)
+        ask.asked += (route,)
+        if health.circuit.is_open:  # half open, at the latest now
+            self._show(upstream)
+        else:
+            self._metrics.serves(upstream.name, health.in_flight)
         return Place(self, route, ticket, health.credentials.next(now_s), now_s)
 
     async def _wait(self, ask: Ask, routes: Sequence[Route]) -> Place:
@@ -254,7 +272,7 @@ class Balancer:
 
     def _queue_full(self, routes: Sequence[Route]) -> errors.ProxyError:
         message = "Too many requests wait for this model."
-        return errors.ProxyError(errors.QUEUE_FULL, message, retry_after_s=self._expected_wait_s(routes))
+        return errors.ProxyError(errors.QUEUE_FULL, message, retry_after_s=expected_wait_s(routes, self._queue.waiting))
 
     def _withdraw(self, waiter: Waiter) -> None:
         if waiter in self._waiting:
@@ -266,28 +284,12 @@ class Balancer:
     def _expire(self, waiter: Waiter) -> None:
         if not waiter.given.done():
             message = "No upstream had room for this request in time."
-            wait_s = self._expected_wait_s(waiter.routes)
+            wait_s = expected_wait_s(waiter.routes, self._queue.waiting)
             waiter.given.set_exception(errors.ProxyError(errors.QUEUE_TIMEOUT, message, retry_after_s=wait_s))
-
-    def _expected_wait_s(self, routes: Sequence[Route]) -> float:
-        """How long one who came now would wait: so many before him, served at the rate of late."""
-        upstreams = {route.upstream for route in routes}
-        rate = sum((one.health.max_concurrency or 1) / one.health.held_s for one in upstreams if one.health.held_s)
-        ahead = max(self._queue.waiting(upstream.name) for upstream in upstreams) + 1
-        return min(max(ahead / rate, _LEAST_RETRY_S), _MOST_RETRY_S) if rate else _LEAST_RETRY_S
-
-    def _no_upstream(self, routes: Sequence[Route]) -> errors.ProxyError:
-        now_s = self._clock()
-        waits_s = [
-            _DRAINED_RETRY_S if route.upstream.health.is_drained else route.upstream.health.circuit.retry_in_s(now_s)
-            for route in routes
-        ]
-        message = "No upstream serves this model at the moment."
-        return errors.ProxyError(errors.NO_UPSTREAM, message, retry_after_s=max(min(waits_s), _LEAST_RETRY_S))
 
     def _show(self, upstream: Upstream) -> None:
         health = upstream.health
-        self._metrics.stands(upstream.name, health.in_flight, health.circuit.state(self._clock()).value)
+        self._metrics.stands(upstream.name, health.in_flight, health.circuit.state(self._clock()))
 
     def _show_queue(self, routes: Sequence[Route]) -> None:
         for name in {route.upstream.name for route in routes}:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
+
+import msgspec
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -17,8 +19,7 @@ if TYPE_CHECKING:
 FAILED_STATUSES: Final = frozenset({500, 502, 503, 504, 529})
 
 
-@dataclass(slots=True)
-class Ask:
+class Ask(msgspec.Struct, eq=False):
     """What an exchange wants: a place on one of `routes`, rather on none of the `tried`.
 
     `waits` is called when it has to wait. `spends`: an upstream has worked on it in vain, so that one that was `asked`
@@ -31,8 +32,8 @@ class Ask:
     size_bytes: int
     routes: Sequence[Route]
     waits: Callable[[], None]
-    tried: set[Route] = field(default_factory=set)
-    asked: set[Route] = field(default_factory=set)
+    tried: tuple[Route, ...] = ()
+    asked: tuple[Route, ...] = ()
     spends: bool = False
     is_counted: bool = False
     only: Route | None = None

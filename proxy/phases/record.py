@@ -209,7 +209,9 @@ def _fields(exchange: Exchange, findings: Findings, ending: Ending, duration_s: 
     if findings.settlement is not None:
         _add_charge(fields, findings.settlement)
     if account is not None and len(account.tries) > 1:
-        fields["tries"] = [{**one._asdict(), "seconds": round(one.seconds, 6)} for one in account.tries]
+        fields["tries"] = [
+            {"upstream": one.upstream, "result": one.result, "seconds": round(one.seconds, 6)} for one in account.tries
+        ]
     if findings.aborted_by is not None:
         fields["aborted_by"] = findings.aborted_by
     if ending.outcome != "ok":

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
+
+import msgspec
 
 from proxy.core.ending import StreamShape
 from proxy.core.patterns import is_pattern
@@ -69,15 +71,18 @@ class Router:
 
     def __init__(self, default: Upstream, patterns: PatternTable, models: Mapping[str, Model]) -> None:
         self.default = Model((Route(default),))
+        self.unnamed = Target("", self.default)  # what serves a request that names no model
         self._patterns = patterns
         self._models = dict(models)
+        self._any = Target("*", self.default)
+        self._targets = {pattern: Target(pattern, model) for pattern, model in models.items()}
 
     def find(self, model: str) -> Target | None:
         """What serves `model`; None for an unknown one."""
         if not self._models:
-            return Target("*", self.default)
+            return self._any
         pattern = self._patterns.match(model)
-        return None if pattern is None else Target(pattern, self._models[pattern])
+        return None if pattern is None else self._targets[pattern]
 
     def known(self) -> tuple[list[str], list[Upstream]]:
         """The names that are configured, and the upstreams behind patterns: they alone know theirs."""
@@ -91,7 +96,7 @@ class Router:
 def find(exchange: Exchange, admission: Admission, router: Router) -> Target:
     """What may serve the exchange. Raises `ProxyError` 404 for an unknown model."""
     if admission.model is None:
-        return Target("", router.default)
+        return router.unnamed
     target = router.find(admission.model)
     if target is None:
         raise model_not_found(exchange.endpoint.name, admission.model)
@@ -114,8 +119,7 @@ class Upload:
             yield piece
 
 
-@dataclass(frozen=True, slots=True)
-class Sending:
+class Sending(msgspec.Struct, frozen=True, eq=False):
     """A request as one route's upstream gets it.
 
     `served` is what the upstream calls the model; `api_key` the place of the key that is used; `asks_usage`: the
@@ -125,7 +129,7 @@ class Sending:
     route: Route
     served: str | None
     api_key: int
-    request: UpstreamRequest = field(repr=False)
+    request: UpstreamRequest
     asks_usage: bool
     hop: Hop | None = None  # its part of the trace
 
@@ -144,18 +148,22 @@ def write(
     exchange: Exchange, admission: Admission, route: Route, api_key: int, via: bytes, *, may_ask_usage: bool = True
 ) -> Sending:
     """The request for the upstream of `route`, with the key at place `api_key`."""
-    upstream = route.upstream
-    injectable = exchange.endpoint.shape is StreamShape.CHAT and admission.usage_edit is not None
+    upstream, endpoint = route.upstream, exchange.endpoint
+    injectable = admission.usage_edit is not None and endpoint.shape is StreamShape.CHAT
     served = route.rename or admission.model
     asks_usage = may_ask_usage and injectable and upstream.injects_usage(served)
     body, length = _body(exchange, admission, route.rename, asks_usage=asks_usage)
-    received = _received(exchange, admission, upstream)
-    metered = exchange.endpoint.treatment is Treatment.METERED
-    path = "/" + exchange.endpoint.name if metered else exchange.path
+    received = exchange.headers
+    if admission.inflated or upstream.auth == "passthrough":
+        received = _received(exchange, admission, upstream)
+    if endpoint.treatment is Treatment.METERED:
+        target = upstream.endpoint_target(endpoint.name, exchange.query)
+    else:
+        target = upstream.target(exchange.path, exchange.query)
     hop = None if exchange.trace is None else exchange.trace.ask(upstream, served)
     request = UpstreamRequest(
         exchange.method.encode("ascii"),
-        upstream.target(path, exchange.query),
+        target,
         upstream.request_headers(received, via, api_key, None if hop is None else hop.headers()),
         body,
         length,

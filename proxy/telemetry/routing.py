@@ -61,6 +61,10 @@ class RoutingMetrics:
         self._in_flight[upstream] = in_flight
         self._circuit[upstream] = circuit
 
+    def serves(self, upstream: str, in_flight: int) -> None:
+        """Show what an upstream serves."""
+        self._in_flight[upstream] = in_flight
+
     def forget(self, upstreams: Iterable[str]) -> None:
         """Show no more where these stand: they are gone from the configuration."""
         for gauge in (self._in_flight, self._circuit, self._waiting):

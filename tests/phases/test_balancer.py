@@ -114,7 +114,7 @@ async def test_who_may_wait_again_only_where_it_was_already_tried_waits_there() 
     tried, down = Route(at("a", 1)), Route(at("b", failures=1))
     (await stage.balancer.place(stage.ask(down))).failed()
     holding = await stage.balancer.place(stage.ask(tried))
-    [waiting] = await waits(stage, stage.ask(tried, down, tried={tried}))
+    [waiting] = await waits(stage, stage.ask(tried, down, tried=(tried,)))
     holding.leave()
     assert (await asyncio.wait_for(waiting, 5)).route is tried
 
@@ -219,7 +219,7 @@ async def test_tries_of_one_exchange_count_once_and_its_retries_are_spent() -> N
             place.leave()
             spent += ask.spends
             ask.spends = True
-            ask.tried.clear()
+            ask.tried = ()
             if not stage.balancer.can_go_anywhere(ask):
                 break
     assert spent == 50 / 5 + 3
@@ -244,3 +244,14 @@ async def test_who_waits_is_let_to_an_upstream_whose_cool_down_ends() -> None:
     [waiting] = await waits(stage, stage.ask(down, full))
     stage.now_s += 0.05
     assert (await asyncio.wait_for(waiting, 5)).route is down
+
+
+async def test_nobody_gets_a_place_at_once_while_others_wait() -> None:
+    stage = Stage()
+    busy, idle = Route(at("a", 1)), Route(at("b"))
+    holding = await stage.balancer.place(stage.ask(busy))
+    [waiting] = await waits(stage, stage.ask(busy))
+    assert stage.balancer.at_once(stage.ask(busy, idle)) is None
+    holding.leave()
+    (await waiting).leave()
+    assert stage.balancer.at_once(stage.ask(busy, idle)) is not None
