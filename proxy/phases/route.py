@@ -152,7 +152,9 @@ def write(
     injectable = admission.usage_edit is not None and endpoint.shape is StreamShape.CHAT
     served = route.rename or admission.model
     asks_usage = may_ask_usage and injectable and upstream.injects_usage(served)
-    body, length = _body(exchange, admission, route.rename, asks_usage=asks_usage)
+    rename = route.rename if route.rename != admission.model else None
+    held = admission.edited(rename, asks_usage=asks_usage)
+    body, length = (held, None) if admission.rest is None else _upload(exchange, admission, held, admission.rest)
     received = exchange.headers
     if admission.inflated or upstream.auth == "passthrough":
         received = _received(exchange, admission, upstream)
@@ -185,15 +187,12 @@ def _received(exchange: Exchange, admission: Admission, upstream: Upstream) -> R
     return received
 
 
-def _body(
-    exchange: Exchange, admission: Admission, rename: str | None, *, asks_usage: bool
+def _upload(
+    exchange: Exchange, admission: Admission, first: bytes, rest: AsyncIterator[bytes]
 ) -> tuple[bytes | Upload, int | None]:
-    """The body to send, and its length where it streams and the length is known."""
-    body = admission.edited(rename if rename != admission.model else None, asks_usage=asks_usage)
-    if admission.rest is None:
-        return body, None
-    if exchange.body.is_empty and not body:
+    """A body of which `first` is held, and its length where that is known."""
+    if exchange.body.is_empty and not first:
         return b"", None
     announced = exchange.body.content_length
-    length = None if announced is None else announced + len(body) - len(admission.body)
-    return Upload(body, admission.rest), length
+    length = None if announced is None else announced + len(first) - len(admission.body)
+    return Upload(first, rest), length

@@ -124,8 +124,8 @@ class Upstream:
         self._crossing = Crossing(stop, overridden)
         self._crossing_but_context = Crossing(stop, {*overridden, *CONTEXT_HEADERS})
         self._overridden = overridden
-        self._identity = [] if b"accept-encoding" in overridden else [(b"Accept-Encoding", b"identity")]
-        self._credentials = [pair for pair in _credentials(auth, self.api_keys) if pair[0].lower() not in overridden]
+        self._credentials = _credentials(auth, self.api_keys)
+        self._ours: dict[tuple[bytes, int], RawHeaders] = {}  # by what Via says, which does not change, and the key
 
     def injects_usage(self, model: str | None) -> bool:
         """May Sluice ask for the usage of streams? `model` is the upstream's own name for it."""
@@ -146,15 +146,20 @@ class Upstream:
         place of the client's trace context; None: that crosses.
         """
         crossing = self._crossing if trace is None else self._crossing_but_context
-        found = [self._host, *crossing.of(received), *self._identity]
-        if b"via" not in self._overridden:
-            found.append((b"Via", via))
-        if self._credentials:
-            # one who waited while the upstream was reloaded may come with a place among more keys than these
-            found.append(self._credentials[api_key % len(self._credentials)])
+        ours = self._ours.get((via, api_key))
+        if ours is None:
+            ours = self._ours[via, api_key] = self._our_headers(via, api_key)
+        found = [self._host, *crossing.of(received), *ours]
         if trace is not None:
             found += [pair for pair in trace if pair[0].lower() not in self._overridden]
-        return found + self._extra
+        return found
+
+    def _our_headers(self, via: bytes, api_key: int) -> RawHeaders:
+        ours = [(b"Accept-Encoding", b"identity"), (b"Via", via)]
+        if self._credentials:
+            # one who waited while the upstream was reloaded may come with a place among more keys than these
+            ours.append(self._credentials[api_key % len(self._credentials)])
+        return [*(pair for pair in ours if pair[0].lower() not in self._overridden), *self._extra]
 
     def endpoint_target(self, name: str, query: str) -> bytes:
         """The request target of an endpoint in the route table, worked out once where the client sends no query."""

@@ -219,19 +219,17 @@ class _Patience:
 
 
 def _encode_head(request: UpstreamRequest) -> bytes:
-    lines = [b"%b %b HTTP/1.1" % (request.method, request.target)]
-    lines += map(b": ".join, request.headers)
-    body = request.body
-    if not isinstance(body, bytes):
-        if request.content_length is None:
-            lines.append(b"Transfer-Encoding: chunked")
-        else:
-            lines.append(b"Content-Length: %d" % request.content_length)
-    elif body or request.method not in _BODY_NOT_EXPECTED:
-        lines.append(b"Content-Length: %d" % len(body))
-    head = b"\r\n".join(lines)
+    body, length = request.body, request.content_length
+    lines = [b"%b %b HTTP/1.1" % (request.method, request.target), *map(b": ".join, request.headers)]
+    if isinstance(body, bytes):
+        length = len(body)
+    if length is None:
+        lines.append(b"Transfer-Encoding: chunked")
+    elif length or request.method not in _BODY_NOT_EXPECTED or not isinstance(body, bytes):
+        lines.append(b"Content-Length: %d" % length)
+    head, ends = b"\r\n".join(lines), len(lines) - 1
     # whoever smuggles a line end in here writes the headers, or the next request (RFC 9112 section 11.1)
-    if head.count(b"\n") != len(lines) - 1 or head.count(b"\r") != len(lines) - 1 or b"\0" in head:
+    if head.count(b"\n") != ends or head.count(b"\r") != ends or b"\0" in head:
         raise ProxyError(INTERNAL, "A header for the upstream holds a character that is not allowed.")
     return head + b"\r\n\r\n"
 
