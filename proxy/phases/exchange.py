@@ -9,10 +9,12 @@ from __future__ import annotations
 import enum
 import random
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import repeat
 from operator import sub, truediv
 from typing import TYPE_CHECKING, Final, Protocol
+
+import msgspec
 
 from proxy.core.headers import first_values
 
@@ -197,22 +199,25 @@ class Downstream(Protocol):
         """A count that grows whenever the client's side accepts bytes; None when nothing is outstanding."""
 
 
-@dataclass(slots=True, eq=False)
-class Exchange:
+class Exchange(msgspec.Struct, eq=False):
     """One request and its response, as fixed on arrival."""
 
     id: str
     endpoint: Endpoint
     method: str
     path: str  # under the base URL, raw, with a leading slash
-    query: str = field(repr=False)  # raw, without the question mark
-    headers: RawHeaders = field(repr=False)
+    query: str  # raw, without the question mark
+    headers: RawHeaders
     client: str
     body: RequestBody
     downstream: Downstream
-    timeline: Timeline = field(default_factory=Timeline)
+    timeline: Timeline = msgspec.field(default_factory=Timeline)
     trace: Trace | None = None
-    first: dict[bytes, bytes] = field(init=False, repr=False)  # the first value of each header, by lower-case name
+    first: dict[bytes, bytes] = msgspec.field(default_factory=dict)  # the first value of each header, in lower case
 
     def __post_init__(self) -> None:
         self.first = first_values(self.headers)
+
+    def __repr__(self) -> str:
+        # the query and the headers may hold credentials
+        return f"Exchange({self.id}, {self.method} {self.path})"

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import dataclasses
 import gc
 import itertools
 import json
@@ -23,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 
+import msgspec
 import uvloop
 from prometheus_client import CollectorRegistry
 
@@ -207,7 +207,7 @@ class Exchanges:
         self.seen.setdefault(name, []).append(cpu_us(work, EXCHANGES_A_ROUND))
 
     def _arrived(self) -> Exchange:
-        return dataclasses.replace(arrived(), id=f"bench-{next(self._numbers):016x}")
+        return msgspec.structs.replace(arrived(), id=f"bench-{next(self._numbers):016x}")
 
     def round(self) -> None:
         """Begin and end some exchanges, and do each part of it by itself."""

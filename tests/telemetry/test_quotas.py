@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from prometheus_client import CollectorRegistry
 
-from proxy.core.quota import Calendar, Demand, Kind, Limit, Standing
+from proxy.core.quota import Calendar, Demand, Kind, Limit, Standing, amount_of
+from proxy.core.ratelimit import window_name
 from proxy.telemetry import quotas as module
 from proxy.telemetry.quotas import FORGET_S, QuotaMetrics
 
 if TYPE_CHECKING:
-    import pytest
+    from collections.abc import Sequence
 
 SLIDING = Limit(Kind.TOKENS, 1000, 60)
 MONTHLY = Limit(Kind.SPEND, 5_000_000, Calendar.MONTH)
@@ -67,3 +72,93 @@ def test_keys_not_seen_for_long_are_not_shown_and_no_more_than_there_is_room_for
     assert [shown.used("minute", key=key) for key in ("a", "b", "c")] == [1, None, 1]
     shown.now_s += FORGET_S
     assert [shown.used("minute", key=key) for key in ("a", "b", "c")] == [None, None, None]
+
+
+class Reference:
+    """Each limit of each key by itself: what is shown, without the ways that make it cheap."""
+
+    def __init__(self) -> None:
+        self.stands: dict[tuple[str, str, str], tuple[Standing, float, int]] = {}
+
+    def admitted(self, key: str, standings: Sequence[Standing], now_s: float) -> None:
+        for one in standings:
+            self.stands[key, one.limit.kind.value, window_name(one.limit)] = one, now_s, one.used
+
+    def settled(self, key: str, standings: Sequence[Standing], reserved: Demand, used: Demand) -> None:
+        for one in standings:
+            labels = key, one.limit.kind.value, window_name(one.limit)
+            if labels in self.stands:
+                stand, seen_s, before = self.stands[labels]
+                change = amount_of(used, one.limit.kind) - amount_of(reserved, one.limit.kind)
+                self.stands[labels] = stand, seen_s, max(0, before + change) if before else 0
+
+    def shown(self, now_s: float) -> dict[tuple[str, str, str], tuple[int, float]]:
+        found = {}
+        for labels, (stand, seen_s, used) in self.stands.items():
+            passed_s = now_s - seen_s
+            if passed_s < max(stand.reset_s, FORGET_S):
+                left = 1.0 if isinstance(stand.limit.window, Calendar) else 1 - passed_s / stand.reset_s
+                found[labels] = stand.limit.amount, used * left if passed_s < stand.reset_s else 0.0
+        return found
+
+
+# what the requests of a key may be held to: of all models, of some besides, of others alone, and after a reload
+NARROWED = SLIDING._replace(model="gpt-4*")
+LIMITS = st.sampled_from([(SLIDING, MONTHLY), (SLIDING, MONTHLY, NARROWED), (NARROWED,), (SLIDING._replace(amount=5),)])
+keys = st.sampled_from("ab")
+demands = st.builds(Demand, st.just(1), st.integers(0, 50), st.integers(0, 50))
+
+
+class Stands(RuleBasedStateMachine):
+    """Exchanges are admitted and settled in any order, with any limits, and looked at in between."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shown = Shown()
+        self.reference = Reference()
+        self.under_way: list[tuple[str, tuple[Standing, ...], Demand]] = []
+
+    @rule(key=keys, limits=LIMITS, reserved=demands, used=st.integers(0, 200), reset_s=st.sampled_from([30.0, 9000.0]))
+    def admit(self, key: str, limits: tuple[Limit, ...], reserved: Demand, used: int, reset_s: float) -> None:
+        standings = tuple(Standing(limit, used, 0, reset_s) for limit in limits)
+        self.shown.metrics.admitted(key, standings)
+        self.reference.admitted(key, standings, self.shown.now_s)
+        self.under_way.append((key, standings, reserved))
+
+    @rule(data=st.data(), used=demands)
+    def settle(self, data: st.DataObject, used: Demand) -> None:
+        if self.under_way:
+            ended = self.under_way.pop(data.draw(st.integers(0, len(self.under_way) - 1)))
+            self.shown.metrics.settled(*ended, used)
+            self.reference.settled(*ended, used)
+
+    @rule(seconds=st.sampled_from([1.0, 29.0, FORGET_S]))
+    def wait(self, seconds: float) -> None:
+        self.shown.now_s += seconds
+
+    @invariant()
+    def shows_what_the_reference_does(self) -> None:
+        found = {
+            family.name: {(s.labels["key"], s.labels["kind"], s.labels["window"]): s.value for s in family.samples}
+            for family in self.shown.registry.collect()
+        }
+        expected = self.reference.shown(self.shown.now_s)
+        assert found["sluice_quota_limit"] == {labels: amount for labels, (amount, _) in expected.items()}
+        assert found["sluice_quota_used"] == pytest.approx({labels: used for labels, (_, used) in expected.items()})
+
+
+TestStands = Stands.TestCase
+TestStands.settings = settings(max_examples=150, stateful_step_count=30, deadline=None)
+
+
+def test_what_is_noted_of_a_key_does_not_grow() -> None:
+    shown = Shown()
+    standings = [Standing(SLIDING, 600, 400, 60.0)]
+    narrowed = [*standings, Standing(NARROWED, 1, 9, 60.0)]
+    for _ in range(50):
+        for ours in (standings, narrowed, standings):
+            shown.metrics.admitted("a", ours)
+            shown.metrics.settled("a", ours, Demand(1, 5, 5), Demand(1, 1, 1))
+    (noted,) = shown.metrics._stands._keys.values()
+    assert [len(seen.standings) for seen in noted] == [1, 1]
+    assert sum(len(seen.settled) for seen in noted) <= 3
