@@ -11,8 +11,8 @@ import random
 import time
 from dataclasses import dataclass
 from itertools import repeat
-from operator import sub, truediv
-from typing import TYPE_CHECKING, Final, Protocol
+from operator import floordiv, sub, truediv
+from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
@@ -24,9 +24,6 @@ if TYPE_CHECKING:
     from proxy.core.ending import StreamShape
     from proxy.core.headers import RawHeaders
     from proxy.phases.tracing import Trace
-
-
-_US: Final = 1_000_000
 
 
 class Treatment(enum.Enum):
@@ -69,45 +66,47 @@ class Phase(enum.StrEnum):
 class Timeline:
     """When the phases began, on the monotonic clock. A phase may be entered again."""
 
-    __slots__ = ("_entered_us", "_phases", "arrived_s", "phase")
+    __slots__ = ("_entered", "arrived_s", "phase")
 
     def __init__(self) -> None:
         self.phase = Phase.AUTHENTICATE
-        now_us = time.perf_counter_ns() // 1000  # what a phase took is told to the microsecond
-        self.arrived_s = now_us / _US  # the request's head was there
-        self._phases = [self.phase]
-        self._entered_us = [now_us]
+        now_ns = time.perf_counter_ns()
+        self.arrived_s = now_ns / 1_000_000_000  # the request's head was there
+        self._entered = [(self.phase, now_ns)]
 
     def enter(self, phase: Phase) -> None:
         """Note that `phase` begins now; nothing if it is under way."""
         if phase is not self.phase:
             self.phase = phase
-            self._phases.append(phase)
-            self._entered_us.append(time.perf_counter_ns() // 1000)
+            self._entered.append((phase, time.perf_counter_ns()))
 
     @property
     def spent_s(self) -> dict[Phase, float]:
-        """How long each phase took that has ended, in seconds, in the order in which they were first entered."""
-        ended = self._phases[:-1]
-        took_us = map(sub, self._entered_us[1:], self._entered_us)
-        if len(set(ended)) == len(ended):
-            return dict(zip(ended, map(truediv, took_us, repeat(_US)), strict=True))
-        spent_us = dict.fromkeys(ended, 0)
-        for phase, more_us in zip(ended, took_us, strict=True):
+        """How long each phase took that has ended, in seconds, in the order in which they were first entered.
+
+        To the microsecond, and no phase is rounded up.
+        """
+        phases, began_ns = zip(*self._entered, strict=True)
+        took_us = map(floordiv, map(sub, began_ns[1:], began_ns), repeat(1000))
+        if len(set(phases[:-1])) == len(phases) - 1:
+            return dict(zip(phases, map(truediv, took_us, repeat(1_000_000)), strict=False))
+        spent_us = dict.fromkeys(phases[:-1], 0)
+        for phase, more_us in zip(phases, took_us, strict=False):
             spent_us[phase] += more_us
-        return {phase: total_us / _US for phase, total_us in spent_us.items()}
+        return {phase: total_us / 1_000_000 for phase, total_us in spent_us.items()}
 
     @property
     def overhead_s(self) -> float | None:
         """Seconds in Sluice before the request first went upstream, the queue aside; None if it never did."""
-        if Phase.FORWARD not in self._phases:
+        phases, began_ns = zip(*self._entered, strict=True)
+        if Phase.FORWARD not in phases:
             return None
-        first = self._phases.index(Phase.FORWARD)
-        passed_us = self._entered_us[first] - self._entered_us[0]
-        if Phase.QUEUE in self._phases[:first]:
-            spans = zip(self._phases[:first], self._entered_us, self._entered_us[1:], strict=False)
-            passed_us -= sum(ended_us - began_us for phase, began_us, ended_us in spans if phase is Phase.QUEUE)
-        return passed_us / _US
+        first = phases.index(Phase.FORWARD)
+        passed_ns = began_ns[first] - began_ns[0]
+        if Phase.QUEUE in phases[:first]:
+            spans = zip(phases[:first], began_ns, began_ns[1:], strict=False)
+            passed_ns -= sum(ended_ns - since_ns for phase, since_ns, ended_ns in spans if phase is Phase.QUEUE)
+        return float(passed_ns / 1_000_000_000)
 
 
 class RequestBody(Protocol):

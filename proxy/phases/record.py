@@ -79,7 +79,8 @@ def ending_of(exchange: Exchange, findings: Findings) -> Ending:
     if first_byte_s is not None:
         first_byte_s -= exchange.timeline.arrived_s
     status, told, error = status_of(findings), told_error(findings), _error_of(findings)
-    return Ending(status, _outcome(status, error, told=told), error, told, findings.upstream, first_byte_s)
+    outcome = _outcome(status, error, told=told)
+    return Ending(status, outcome, error, told, findings.upstream, first_byte_s)
 
 
 def status_of(findings: Findings) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import accumulate
+from operator import add
 from typing import TYPE_CHECKING, Final
 
 from prometheus_client.metrics_core import HistogramMetricFamily
@@ -32,8 +33,8 @@ class InterEvents(Collector):
         labels = model, upstream
         if labels not in self._all and len(self._all) >= _MAX_LABEL_SETS:
             labels = "other", "other"
-        found = self._all.setdefault(labels, Gaps())
-        found.counts = [before + more for before, more in zip(found.counts, gaps.counts, strict=True)]
+        found = self._all.get(labels) or self._all.setdefault(labels, Gaps())
+        found.counts = list(map(add, found.counts, gaps.counts))
         found.total_s += gaps.total_s
 
     def collect(self) -> Iterable[Metric]:

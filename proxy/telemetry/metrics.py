@@ -11,6 +11,7 @@ import platform
 import time
 from typing import TYPE_CHECKING, Final, Protocol
 
+import msgspec
 from prometheus_client import Counter, Gauge, Histogram, disable_created_metrics
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.gc_collector import GCCollector
@@ -22,7 +23,7 @@ from proxy import __version__
 from proxy.telemetry.inter_events import InterEvents
 from proxy.telemetry.loop_lag import EventLoopLag
 from proxy.telemetry.merging import Snapshots
-from proxy.telemetry.plain import PlainCounter, PlainGauge, PlainHistogram
+from proxy.telemetry.plain import PlainCounter, PlainGauge, PlainHistogram, Series, Tally
 from proxy.telemetry.quotas import QuotaMetrics
 from proxy.telemetry.routing import RoutingMetrics
 
@@ -57,6 +58,15 @@ class CountsDrops(Protocol):
         """Lines dropped so far."""
 
 
+class _Ended(msgspec.Struct, frozen=True):
+    """What exchanges with the same labels count in."""
+
+    requests: Tally
+    duration: Series
+    first_byte: Series
+    overhead: Series
+
+
 class Metrics:
     """What Sluice counts. Its methods are cheap and are called from the event loop; `render` may run in a thread."""
 
@@ -82,6 +92,7 @@ class Metrics:
         build.labels(__version__, platform.python_version()).set(1)
 
     def _define_exchanges(self) -> None:
+        self._ended: dict[tuple[str, str, str, str, int, str, bool], _Ended] = {}
         exchange = ("key", "model", "endpoint", "outcome", "status")
         answer = ("model", "upstream", "streamed")
         self._requests = self._counter("sluice_requests_total", "Exchanges that ended.", exchange)
@@ -167,13 +178,28 @@ class Metrics:
         come so far. Times that never happened (no byte went downstream, nothing went upstream) are None. `trace_id` is
         of a trace that is recorded, and goes with the times as their exemplar.
         """
-        self._requests.add((key, model, endpoint, outcome, str(status)))
-        answer = (model, upstream, "true" if streamed else "false")
-        self._duration.observe(answer, duration_s, trace_id)
+        labels = (key, model, endpoint, outcome, status, upstream, streamed)
+        ended = self._ended.get(labels) or self._find(labels)
+        ended.requests.value += 1
+        ended.duration.observe(duration_s, trace_id)
         if time_to_first_byte_s is not None:
-            self._first_byte.observe(answer, time_to_first_byte_s, trace_id)
+            ended.first_byte.observe(time_to_first_byte_s, trace_id)
         if overhead_s is not None:
-            self._overhead.observe((endpoint,), overhead_s)
+            ended.overhead.observe(overhead_s)
+
+    def _find(self, labels: tuple[str, str, str, str, int, str, bool]) -> _Ended:
+        """What exchanges count in that end so; remembered, for there are four of them."""
+        key, model, endpoint, outcome, status, upstream, streamed = labels
+        answer = model, upstream, "true" if streamed else "false"
+        if len(self._ended) >= _MAX_COUNTER_LABEL_SETS:
+            self._ended.clear()
+        ended = self._ended[labels] = _Ended(
+            self._requests.tally((key, model, endpoint, outcome, str(status))),
+            self._duration.series(answer),
+            self._first_byte.series(answer),
+            self._overhead.series((endpoint,)),
+        )
+        return ended
 
     def aborted(self, phase: str, by: str) -> None:
         """Count an exchange that was cut in `phase` by: client, idle, write_stall, total or drain."""

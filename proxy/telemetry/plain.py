@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import time
 from bisect import bisect_left
+from functools import partial
 from itertools import accumulate
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
@@ -26,6 +27,8 @@ OVERFLOW: Final = "other"
 """The label value under which everything counts that is past a metric's cap of label sets."""
 
 Labels = tuple[str, ...]
+
+_T = TypeVar("_T")
 
 
 class PlainGauge(Collector):
@@ -49,13 +52,22 @@ class PlainGauge(Collector):
         return (family,)
 
 
+class Tally:
+    """The value of a counter under one label set."""
+
+    __slots__ = ("value",)
+
+    def __init__(self) -> None:
+        self.value = 0.0
+
+
 class PlainCounter(Collector):
     """A counter of at most `max_label_sets`; past them a new one counts under `OVERFLOW`."""
 
     def __init__(
         self, name: str, documentation: str, labels: Labels, registry: CollectorRegistry, *, max_label_sets: int
     ) -> None:
-        self._values: dict[Labels, float] = {}
+        self._tallies: dict[Labels, Tally] = {}
         self._labelnames = labels
         self._told = name, documentation
         self._max_label_sets = max_label_sets
@@ -63,19 +75,40 @@ class PlainCounter(Collector):
 
     def add(self, labels: Labels, amount: float = 1) -> None:
         """Count `amount`, which is not negative."""
-        values = self._values
-        if labels in values:
-            values[labels] += amount
-        else:
-            labels = _bounded(labels, values, self._max_label_sets)
-            values[labels] = values.get(labels, 0) + amount
+        (self._tallies.get(labels) or self.tally(labels)).value += amount
+
+    def tally(self, labels: Labels) -> Tally:
+        """What counts under these labels; it may be kept, and be added to. From now on it is shown."""
+        return _found(labels, self._tallies, self._max_label_sets, Tally)
 
     def collect(self) -> Iterable[Metric]:
         """The one metric."""
         family = CounterMetricFamily(*self._told, labels=self._labelnames)
-        for labels, value in self._values.copy().items():
-            family.add_metric(labels, value)
+        for labels, tally in self._tallies.copy().items():
+            family.add_metric(labels, tally.value)
         return (family,)
+
+
+class Series:
+    """What a histogram has observed under one label set."""
+
+    __slots__ = ("_bounds", "_clock", "exemplars", "numbers")
+
+    def __init__(self, bounds: tuple[float, ...], clock: Callable[[], float]) -> None:
+        self._bounds = bounds
+        self._clock = clock
+        self.numbers: list[float] = [0] * (len(bounds) + 2)  # the counts of the buckets, and the sum
+        self.exemplars: dict[int, Exemplar] = {}  # the last one of each bucket
+
+    def observe(self, amount: float, trace_id: str | None = None) -> None:
+        """Note `amount` in its bucket; `trace_id` goes with it as the bucket's exemplar."""
+        bucket = bisect_left(self._bounds, amount)
+        numbers = self.numbers
+        # no call between the two: the interpreter changes threads at calls, and who reads sees both or neither
+        numbers[bucket] += 1
+        numbers[-1] += amount
+        if trace_id is not None:
+            self.exemplars[bucket] = Exemplar({"trace_id": trace_id}, amount, self._clock())
 
 
 class PlainHistogram(Collector):
@@ -95,46 +128,41 @@ class PlainHistogram(Collector):
         bounds: tuple[float, ...],
         clock: Callable[[], float] = time.time,  # noqa: TID251 - the clock that is passed in; exemplars have wall time
     ) -> None:
-        self._series: dict[Labels, list[float]] = {}  # the counts of the buckets, and the sum
-        self._exemplars: dict[Labels, dict[int, Exemplar]] = {}  # the last one of each bucket
+        self._all: dict[Labels, Series] = {}
         self._labelnames = labels
         self._told = name, documentation
         self._max_label_sets = max_label_sets
         self._bounds = bounds
-        self._clock = clock
+        self._begin = partial(Series, bounds, clock)
         registry.register(self)
 
-    def observe(self, labels: Labels, amount: float, trace_id: str | None = None) -> None:
-        """Note `amount` in its bucket; `trace_id` goes with it as the bucket's exemplar."""
-        series = self._series.get(labels)
-        if series is None:
-            series = self._begin(labels)
-        bucket = bisect_left(self._bounds, amount)
-        # no call between the two: the interpreter changes threads at calls, and who reads sees both or neither
-        series[bucket] += 1
-        series[-1] += amount
-        if trace_id is not None:
-            labels = labels if labels in self._series else (OVERFLOW,) * len(labels)
-            exemplars = self._exemplars.setdefault(labels, {})
-            exemplars[bucket] = Exemplar({"trace_id": trace_id}, amount, self._clock())
+    def observe(self, labels: Labels, amount: float) -> None:
+        """Note `amount` in its bucket."""
+        (self._all.get(labels) or self.series(labels)).observe(amount)
 
-    def _begin(self, labels: Labels) -> list[float]:
-        labels = _bounded(labels, self._series, self._max_label_sets)
-        return self._series.setdefault(labels, [0] * (len(self._bounds) + 2))
+    def series(self, labels: Labels) -> Series:
+        """What observes under these labels; it may be kept. It is shown once it has observed something."""
+        return _found(labels, self._all, self._max_label_sets, self._begin)
 
     def collect(self) -> Iterable[Metric]:
         """The one metric."""
         family = HistogramMetricFamily(*self._told, labels=self._labelnames)
         names = [*map(floatToGoString, self._bounds), "+Inf"]
-        for labels, series in self._series.copy().items():
-            *counts, total = series.copy()
-            exemplars = self._exemplars.get(labels, {}).copy()
+        for labels, series in self._all.copy().items():
+            *counts, total = series.numbers.copy()
+            exemplars = series.exemplars.copy()
             pairs = enumerate(zip(names, accumulate(counts), strict=True))
             buckets = [(*pair, exemplars[bucket]) if bucket in exemplars else pair for bucket, pair in pairs]
-            family.add_metric(labels, buckets, total)
+            if any(counts):
+                family.add_metric(labels, buckets, total)
         return (family,)
 
 
-def _bounded(labels: Labels, known: dict[Labels, float] | dict[Labels, list[float]], most: int) -> Labels:
-    """What a new label set counts under."""
-    return labels if len(known) < most else (OVERFLOW,) * len(labels)
+def _found(labels: Labels, known: dict[Labels, _T], most: int, begin: Callable[[], _T]) -> _T:
+    """What stands under these labels, or is begun under them, or under `OVERFLOW` past the cap."""
+    if labels not in known and len(known) >= most:
+        labels = (OVERFLOW,) * len(labels)
+    found = known.get(labels)
+    if found is None:
+        found = known[labels] = begin()
+    return found

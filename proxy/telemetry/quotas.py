@@ -58,6 +58,8 @@ class QuotaMetrics:
             "sluice_store_seconds", took, operation, registry, max_label_sets=_MAX_LABEL_SETS, bounds=_STORE_BUCKETS_S
         )
         self._stands = _Stands(clock)
+        self.admitted = self._stands.admitted
+        self.settled = self._stands.settled
         registry.register(self._stands)
 
     def refused(self, key: str, limit: Limit | None) -> None:
@@ -68,14 +70,6 @@ class QuotaMetrics:
     def unchecked(self, key: str) -> None:
         """Count an exchange that passed without limits, because the store did not answer."""
         self._unchecked.add((key,))
-
-    def admitted(self, key: str, standings: Sequence[Standing]) -> None:
-        """Show where the limits of a key stand, its newest reservation included."""
-        self._stands.admitted(key, standings)
-
-    def settled(self, key: str, standings: Sequence[Standing], reserved: Demand, used: Demand) -> None:
-        """Show what was used in place of what was reserved, in the windows that `standings` are of."""
-        self._stands.settled(key, standings, reserved, used)
 
     def store_asked(self, operation: str, seconds: float, error: str | None) -> None:
         """Note what one operation of the quota store took, and whether it failed."""
@@ -133,6 +127,7 @@ class _Stands(Collector):
         self._labelnames = _WINDOW
 
     def admitted(self, key: str, standings: Sequence[Standing]) -> None:
+        """Show where the limits of a key stand, its newest reservation included."""
         if not standings:
             return
         seen = _Seen(tuple(map(_limit_of, standings)), standings, self._clock(), [])
@@ -145,6 +140,7 @@ class _Stands(Collector):
             del self._keys[next(iter(self._keys))]
 
     def settled(self, key: str, standings: Sequence[Standing], reserved: Demand, used: Demand) -> None:
+        """Show what was used in place of what was reserved, in the windows that `standings` are of."""
         noted = self._keys.get(key, ())
         for seen in noted:
             if len(noted) == 1 or not _names(standings).isdisjoint(_names(seen.standings)):

@@ -56,7 +56,7 @@ def test_a_histogram_is_shown_as_the_librarys(observed: list[tuple[tuple[str, st
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("prometheus_client.metrics.time.time", lambda: NOW_S)
         for values, amount, trace_id in observed:
-            plain.observe(values, amount, trace_id)
+            plain.series(values).observe(amount, trace_id)
             library.labels(*values).observe(amount, None if trace_id is None else {"trace_id": trace_id})
     assert shown(registry) == shown(reference)
 
@@ -78,12 +78,21 @@ def test_past_the_cap_new_label_sets_count_together_and_known_ones_apart() -> No
     histogram = PlainHistogram("h", "", ("a", "b"), registry, max_label_sets=2, bounds=BOUNDS, clock=lambda: NOW_S)
     for number in (0, 1, 2, 3, 0):
         counter.add((str(number), "x"))
-        histogram.observe((str(number), "x"), 1.0, "1" * 32)
+        histogram.series((str(number), "x")).observe(1.0, "1" * 32)
     for name in ("c_total", "h_count"):
         found = {s.labels["a"]: s.value for m in registry.collect() for s in m.samples if s.name == name}
         assert found == {"0": 2, "1": 1, OVERFLOW: 2}
     exemplars = {s.labels["a"] for m in registry.collect() for s in m.samples if s.exemplar is not None}
     assert exemplars == {"0", "1", OVERFLOW}
+
+
+def test_a_series_that_has_observed_nothing_is_not_shown() -> None:
+    registry = CollectorRegistry()
+    histogram = PlainHistogram("h", "", ("z",), registry, max_label_sets=2, bounds=BOUNDS)
+    series = histogram.series(("a",))
+    assert [metric.samples for metric in registry.collect()] == [[]]
+    series.observe(0.0)
+    assert registry.get_sample_value("h_count", {"z": "a"}) == 1
 
 
 @pytest.fixture
