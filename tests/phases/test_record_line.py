@@ -28,7 +28,7 @@ from tests.fakes.arrived import arrived, principal
 from tests.fakes.routes import model, upstream
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from structlog.typing import FilteringBoundLogger
 
@@ -95,7 +95,7 @@ def accounts(draw: st.DrawFn) -> Account:
     tried = account()
     tried.attempts = draw(counts)
     tried.upstream = draw(st.one_of(st.none(), names))
-    tried.tries = draw(st.lists(st.builds(Try, names, names, st.floats(0, 1e6)), max_size=3))
+    tried.tries = draw(st.lists(made(Try, upstream=names, result=names, seconds=st.floats(0, 1e6)), max_size=3))
     return tried
 
 
@@ -109,28 +109,34 @@ def maybe(strategy: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
     return st.one_of(st.none(), strategy)
 
 
-def found_by(**phases: Any) -> Findings:
-    """`Findings`, whose annotations cannot be read here."""
-    return Findings(**phases)
+def made(kind: Callable[..., Any], **parts: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    """As `st.builds`, of classes whose annotations cannot be read at run time."""
+    return st.fixed_dictionaries(parts).map(lambda known: kind(**known))
 
 
-findings = st.builds(
-    found_by,
+findings = made(
+    Findings,
     principal=maybe(st.builds(principal)),
     admission=maybe(
-        st.builds(Admission, st.builds(principal), maybe(odd_texts), streamed=st.booleans(), body=st.just(b""))
+        made(
+            Admission,
+            principal=st.builds(principal),
+            model=maybe(odd_texts),
+            streamed=st.booleans(),
+            body=st.just(b""),
+        )
     ),
-    target=maybe(st.builds(lambda label: Target(label, model(upstream())), odd_texts)),
+    target=maybe(odd_texts.map(lambda label: Target(label, model(upstream())))),
     account=maybe(accounts()),
     answer=maybe(answers()),
-    relayed=maybe(st.builds(Relayed, counts, maybe(failures()), st.booleans())),
+    relayed=maybe(made(Relayed, events=counts, failure=maybe(failures()), told_error=st.booleans())),
     settlement=maybe(
-        st.builds(
+        made(
             Settlement,
-            st.sampled_from(Grade),
-            st.builds(Usage, *[counts] * 10, st.floats(0, 1e6)),
-            counts,
-            st.booleans(),
+            grade=st.sampled_from(Grade),
+            usage=st.tuples(*[counts] * 10, st.floats(0, 1e6)).map(Usage._make),
+            cost_nano_usd=counts,
+            is_priced=st.booleans(),
         )
     ),
     error=maybe(failures()),
