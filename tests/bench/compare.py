@@ -123,27 +123,29 @@ async def turns(servers: dict[str, Server], direct: int, figures: Figures, args:
 
 def keys(upstream: int, folder: Path, figures: Figures, args: argparse.Namespace) -> None:
     """What a request costs when there are many keys, beside what it costs with few."""
-    servers = {}
+    servers: dict[int, tuple[Server, tuple[str, ...]]] = {}
     with contextlib.ExitStack() as stack:
         for count in (FEW_KEYS, MANY_KEYS):
             every = tuple(f"{KEY}-{number:06}" for number in range(count))
             made = contenders.sluice(upstream, folder, every)
             server = stack.enter_context(started(made.command, made.port, CORES[0], folder))
             servers[count] = server, every[:: max(count // KEYS_IN_USE, 1)]
-        work = Work("mock-1-0", max(int(3000 * args.scale), 100), 50)
-        for round_ in range(args.rounds + 1):
-            used: dict[int, float] = {}
-            for count, (server, in_use) in servers.items():
-                before_s = server.cpu_s()
-                uvloop.run(drive(server.port, work, in_use))
-                used[count] = (server.cpu_s() - before_s) * 1e6 / work.requests
-            if round_:  # the first is the warm-up
-                figures.add(
-                    f"CPU of a request, {MANY_KEYS:,} keys to {FEW_KEYS}",
-                    "ratio",
-                    "sluice",
-                    used[MANY_KEYS] / used[FEW_KEYS],
-                )
+        work = Work("mock-1-0", max(int(6000 * args.scale), 2 * KEYS_IN_USE), 50)
+        for number in range(args.rounds + 1):
+            used_s = {
+                count: uvloop.run(requests_s(server, work, in_use)) for count, (server, in_use) in servers.items()
+            }
+            if number:  # the first is a warm-up
+                ratio = used_s[MANY_KEYS] / used_s[FEW_KEYS]
+                figures.add(f"CPU of a request, {MANY_KEYS:,} keys to {FEW_KEYS}", "ratio", "sluice", ratio)
+        figures.add(f"memory with {MANY_KEYS:,} keys", "MiB", "sluice", servers[MANY_KEYS][0].rss_bytes() / 2**20)
+
+
+async def requests_s(server: Server, work: Work, keys: tuple[str, ...]) -> float:
+    """Seconds of CPU that the work took, the keys in turns."""
+    before_s = server.cpu_s()
+    await drive(server.port, work, keys)
+    return server.cpu_s() - before_s
 
 
 def compare(folder: Path, args: argparse.Namespace) -> tuple[Figures, dict[str, str]]:

@@ -6,6 +6,7 @@ Contenders run on the first core, the upstream and the load client on the last o
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import shutil
@@ -19,8 +20,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 import aiohttp
 import psutil
+import sqlalchemy as sa
 
 from proxy import __version__
+from proxy.stores.database import migrate, open_database
+from proxy.stores.tables import KEY_REVISION, KEYS
 from tests.bench.load import KEY
 
 if TYPE_CHECKING:
@@ -125,9 +129,7 @@ def upstream(folder: Path) -> Iterator[int]:
         yield port
 
 
-def configuration(
-    upstream: int, folder: Path, port: int, ops_port: int, keys: tuple[str, ...] = (KEY,)
-) -> dict[str, Any]:
+def configuration(upstream: int, folder: Path, port: int, ops_port: int) -> dict[str, Any]:
     """Sluice with all kinds of limits, prices, accounts and the log, none of them in the way."""
     plan = {
         "requests": ["100000000/minute"],
@@ -147,18 +149,41 @@ def configuration(
             }
         },
         "plans": {"bench": plan},
-        "keys": [{"id": f"bench-{number}", "secret": key, "plan": "bench"} for number, key in enumerate(keys)],
+        "keys": [{"id": "bench", "secret": KEY, "plan": "bench"}],
         "ledger": {"url": f"sqlite:///{folder}/ledger-{port}.db"},
         "log": {"level": "info"},
     }
 
 
-def sluice(upstream: int, folder: Path, keys: tuple[str, ...] = (KEY,), name: str = "sluice") -> Contender:
-    """Sluice, accepting `keys`."""
+def sluice(upstream: int, folder: Path, stored_keys: tuple[str, ...] = ()) -> Contender:
+    """Sluice, accepting `stored_keys` of its ledger besides that of its configuration."""
     port = free_port()
     file = folder / f"sluice-{port}.yaml"
-    file.write_text(json.dumps(configuration(upstream, folder, port, free_port(), keys)))
-    return Contender(name, [sys.executable, "-m", "proxy", "serve", "--config", str(file)], port, __version__)
+    config = configuration(upstream, folder, port, free_port())
+    file.write_text(json.dumps(config))
+    if stored_keys:
+        store(config["ledger"]["url"], stored_keys)
+    return Contender("sluice", [sys.executable, "-m", "proxy", "serve", "--config", str(file)], port, __version__)
+
+
+def store(ledger_url: str, keys: tuple[str, ...]) -> None:
+    """Put keys into a ledger, all at once; one by one, as `sluice keys create` does, 100,000 take minutes."""
+    engine = open_database(ledger_url)
+    migrate(engine)
+    rows = [
+        {
+            "id": f"stored-{number:06}",
+            "secret_sha256": hashlib.sha256(key.encode()).hexdigest(),
+            "plan": "bench",
+            "created_ms": 0,
+            "revision": number,
+        }
+        for number, key in enumerate(keys, 1)
+    ]
+    with engine.begin() as connection:
+        connection.execute(sa.insert(KEYS), rows)
+        connection.execute(sa.update(KEY_REVISION).values(revision=len(rows)))
+    engine.dispose()
 
 
 def nginx(upstream: int, folder: Path) -> Contender | None:

@@ -57,6 +57,7 @@ class Caller(asyncio.Protocol):
         self._leave_after = leave_after
         self._pause_s = pause_s
         self._waiting: asyncio.Future[Answer] | None = None
+        self._early = b""  # a refusal may come before the question
         self.answer = Answer()
         self.is_lost = False
 
@@ -73,7 +74,12 @@ class Caller(asyncio.Protocol):
         self._parser = httptools.HttpResponseParser(self)
         self._asked_s = time.perf_counter()
         self._transport.write(request)
-        return await self._waiting
+        waiting, early, self._early = self._waiting, self._early, b""
+        if early:
+            self.data_received(early)
+        elif self.is_lost:
+            self._done()
+        return await waiting
 
     def close(self) -> None:
         """Hang up."""
@@ -85,6 +91,7 @@ class Caller(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         if self._waiting is None:
+            self._early += data
             return
         self._parser.feed_data(data)
         left = self._leave_after

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from tests.fakes.counting import Counts
 
 
+EVENT_SYSTEM_CALLS: Final = 2.0  # it is read from the upstream, and written to the client
+
+
 class Taken(NamedTuple):
     """What a unit takes."""
 
@@ -66,3 +69,15 @@ async def test_the_usual_paths_take_no_more_steps_than_they_did(tmp_path: Path) 
         print(f"{counts.unit}: {counts.bytecodes:.1f} bytecodes, {counts.calls:.2f} calls")
     faults = {counts.unit: over(counts) for counts in seen}
     assert not any(faults.values()), f"{faults}\n" + "\n\n".join(one.top(25) for one in seen if faults[one.unit])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counted with ptrace(2)")
+@pytest.mark.timeout(120)
+async def test_an_event_is_read_and_written_and_nothing_else(tmp_path: Path) -> None:
+    """A system call more for each event is what a profile of Python does not show."""
+    async with counted(tmp_path) as on:
+        seen = await on.system_calls(100)
+    print(f"system calls of an event: {seen}")
+    if isinstance(seen, str):
+        pytest.skip(f"this system does not let them be counted: {seen}")
+    assert seen <= EVENT_SYSTEM_CALLS + 0.5  # one at times wakes or waits for another thread
