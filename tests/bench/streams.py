@@ -138,8 +138,10 @@ async def hold(server: Server, ops_port: int, count: int, hold_s: float) -> dict
         for number in range(count):
             group.create_task(stream())
             await asyncio.sleep(max(0.0, began_s + number / OPENED_A_SECOND - time.monotonic()))
-        await asyncio.sleep(hold_s / 2)
-        at_once = (await asyncio.to_thread(Scraped, ops_port)).total("sluice_exchanges_in_flight")
+        at_once, deadline_s = 0.0, time.monotonic() + hold_s
+        while at_once < count and time.monotonic() < deadline_s:  # the last ones may still be on their way
+            await asyncio.sleep(1)
+            at_once = (await asyncio.to_thread(Scraped, ops_port)).total("sluice_exchanges_in_flight")
         kib = (server.rss_bytes() - before) / max(at_once, 1) / 1024
     after = await asyncio.to_thread(Scraped, ops_port)
     return {
