@@ -14,9 +14,10 @@ Only `advanced` and `used` decide; a store that decides elsewhere must calculate
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
 from datetime import date, timedelta
 from typing import Final
+
+import msgspec
 
 from proxy.core.quota import MAX_AMOUNT, Calendar, Limit, Standing
 
@@ -25,8 +26,7 @@ _DAY_MS: Final = 86_400_000
 _EPOCH_DAY: Final = date(1970, 1, 1).toordinal()
 
 
-@dataclass(slots=True)
-class Counter:
+class Counter(msgspec.Struct, gc=False):
     """What one window has counted: in the bucket that is numbered (or starts, in seconds), and in the one before.
 
     `previous` is of sliding windows alone. Amounts are charged in place, a bucket that is over makes a new counter.
