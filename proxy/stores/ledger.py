@@ -58,11 +58,13 @@ class DatabaseLedger:
         self._opened = 0
         self._closed = False
         self._ended: asyncio.Future[None] = self.loop.create_future()
+        self._rhythm = rhythm or Rhythm()
+        self._gathering: asyncio.TimerHandle | None = None  # until the rows that wait are written
         self.writer = Writer(
             engine,
             worker,
             Housekeeping(engine, worker, clock_ms, keep_ms, steady_ms),
-            rhythm or Rhythm(),
+            self._rhythm,
             told=self._tell,
             ended=self._end,
             on_commit=on_commit,
@@ -91,11 +93,29 @@ class DatabaseLedger:
         self._opened += 1
         entry = LedgerEntry(opened, self)
         self.writer.add_opened(entry)
+        if self._gathering is None:
+            self._gather()
         return entry
+
+    def settle(self, entry: LedgerEntry) -> None:
+        """Have a row written that is settled by now."""
+        self.writer.add_settled(entry)
+        if self._gathering is None:
+            self._gather()
+
+    def _gather(self) -> None:
+        """Have the writer begin in a while, with all that comes until then."""
+        self._gathering = self.loop.call_later(self._rhythm.gather_s, self._gathered)
+
+    def _gathered(self) -> None:
+        self._gathering = None
+        self.writer.wake()
 
     async def close(self, patience_s: float) -> int:
         """Write what waits, for up to `patience_s` seconds; the number of rows that could not be written, ever."""
         self._closed = True
+        if self._gathering is not None:
+            self._gathering.cancel()
         self.writer.stop(patience_s)
         # a database that hangs is not waited for: the thread is left behind
         await asyncio.wait({self._ended}, timeout=patience_s)
@@ -128,10 +148,8 @@ class LedgerEntry(Row):
         Raises `ProxyError` STORE_UNAVAILABLE when it could not be written in time. It may be all the same, later: the
         exchange is settled like any other.
         """
-        if not self.committed:
-            await self._wait()
-
-    async def _wait(self) -> None:
+        if self.committed:
+            return
         ledger = self._ledger
         waiter: asyncio.Future[bool] = ledger.loop.create_future()
         self.waiters.append(waiter)
@@ -139,7 +157,7 @@ class LedgerEntry(Row):
         timer = ledger.loop.call_later(ledger.durable_s, _give_up, waiter)
         try:
             # whoever came between the look and the list was not woken
-            if not (self.committed or self.finished) and ledger.problem is None:
+            if not self._is_written() and ledger.problem is None:
                 await waiter
         finally:
             timer.cancel()
@@ -147,11 +165,15 @@ class LedgerEntry(Row):
         if not self.committed:
             raise unavailable()
 
+    def _is_written(self) -> bool:
+        """Or was given up."""
+        return self.committed or self.finished
+
     def settle(self, settled: Settled) -> None:
         """Complete the row, soon. Never raises or waits; a second call changes nothing."""
         if self.settled is None:
             self.settled = settled
-            self._ledger.writer.add_settled(self)
+            self._ledger.settle(self)
 
 
 def unavailable() -> ProxyError:

@@ -1,8 +1,8 @@
 """The ledger's writer: one thread that gathers rows into batches and commits them, again and again until it succeeds.
 
-The event loop hands rows over without a lock and without waiting: deques whose ends are atomic, and a flag that tells
-whether the thread must be woken. Waking it costs both sides a switch of the interpreter lock, so that it sleeps while a
-batch gathers, and is woken early only for what somebody waits for.
+The event loop hands rows over without a lock and without waiting: deques whose ends are atomic. Waking the thread costs
+both sides a switch of the interpreter lock, so that it is woken for a batch that has gathered, or for what somebody
+waits for, and not for each row.
 """
 
 from __future__ import annotations
@@ -37,8 +37,7 @@ class Rhythm:
 
     # An opened row is wanted when the upstream answers: a model takes some hundred milliseconds to its first byte, and
     # whoever waits earlier says so. Larger batches cost less: of 25 exchanges half of what they cost by eight.
-    opened_gather_s: float = 0.1
-    settled_gather_s: float = 0.1
+    gather_s: float = 0.1
     heartbeat_s: float = 5.0
     sweep_pause_s: float = 0.02
     first_retry_s: float = 0.1
@@ -47,12 +46,6 @@ class Rhythm:
 
 # Of the five seconds a row is waited for: what a first try may have taken, if there is to be a second one at once.
 _QUICK_S: Final = 1.0
-
-# what wakes the writer
-_NOTHING: Final = 0
-_HURRY: Final = 1
-_OPENED: Final = 2
-_ANY_ROW: Final = 3
 
 
 class Writer:
@@ -85,7 +78,6 @@ class Writer:
         self._opened: deque[Row] = deque()
         self._settled: deque[Row] = deque()
         self._batch: list[Row] = []  # in work, or kept because it could not be written
-        self._wakes_for = _NOTHING
         self._wakes: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._hurried = False
         self._give_up_s: float | None = None
@@ -111,29 +103,28 @@ class Writer:
         self._thread.start()
 
     def add_opened(self, row: Row) -> None:
-        """Take an opened row."""
+        """Take an opened row, for when the next batch is written."""
         self._opened.append(row)
-        self._wake(_OPENED)
 
     def add_settled(self, row: Row) -> None:
-        """Take a row, handed over as opened before, that is now settled."""
+        """Take a row, handed over as opened before, that is now settled; likewise."""
         self._settled.append(row)
-        self._wake(_ANY_ROW)
+
+    def wake(self) -> None:
+        """Rows have gathered: commit what is there."""
+        if self._opened or self._settled:
+            self._wakes.put(None)
 
     def hurry(self) -> None:
         """Somebody waits for a row: commit what is there as soon as possible."""
-        self._hurried = True
-        self._wake(_HURRY)
+        if not self._hurried:
+            self._hurried = True
+            self._wakes.put(None)
 
     def stop(self, patience_s: float) -> None:
         """Write what is there and end; give up after `patience_s` seconds."""
         self._give_up_s = time.monotonic() + patience_s
         self._wakes.put(None)
-
-    def _wake(self, reason: int) -> None:
-        if self._wakes_for >= reason:
-            self._wakes_for = _NOTHING
-            self._wakes.put(None)
 
     def _run(self) -> None:
         while not self._is_over():
@@ -191,37 +182,18 @@ class Writer:
             _log.warning("the ledger could not be tidied up: %s", describe(error))
 
     def _gather(self) -> None:
-        """Wait until a batch or something else is due."""
-        woken = True
-        while woken and not (self._hurried or self._give_up_s is not None):
-            if len(self._opened) + len(self._settled) >= MAX_ROWS:
-                return
-            if self._opened:
-                woken = self._sleep(_HURRY, self._rhythm.opened_gather_s)
-            elif self._settled:
-                woken = self._sleep(_OPENED, self._rhythm.settled_gather_s)
-            elif self._sweeping:
-                woken = self._sleep(_ANY_ROW, self._rhythm.sweep_pause_s)
-            else:
-                woken = self._sleep(_ANY_ROW, max(self._beat_due_s - time.monotonic(), 0.0))
-
-    def _sleep(self, wakes_for: int, limit_s: float) -> bool:
-        """Sleep until woken, or until the time is over; whether something came."""
-        self._wakes_for = wakes_for
-        # what came before the loop could see the flag
-        came = self._hurried or (wakes_for >= _OPENED and self._opened) or (wakes_for >= _ANY_ROW and self._settled)
-        try:
-            if not came:
-                self._wakes.get(timeout=limit_s)
-        except queue.Empty:
-            return False
-        finally:
-            self._wakes_for = _NOTHING
-        return True
+        """Sleep until a batch or something else is due."""
+        if self._hurried or self._give_up_s is not None or len(self._opened) + len(self._settled) >= MAX_ROWS:
+            return
+        limit_s = self._rhythm.sweep_pause_s if self._sweeping else max(self._beat_due_s - time.monotonic(), 0.0)
+        with contextlib.suppress(queue.Empty):
+            self._wakes.get(timeout=limit_s)
 
     def _take(self) -> None:
         """Fill the batch: what somebody may wait for first, each row once."""
         self._hurried = False
+        while not self._wakes.empty():  # who woke this thread has handed rows over before
+            self._wakes.get_nowait()
         rows: set[Row] = set()
         for waiting in (self._opened, self._settled):
             while waiting and len(rows) < MAX_ROWS:

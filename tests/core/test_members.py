@@ -1,4 +1,4 @@
-"""Members are told of an object that programs wrote, and of none that could hide one; others are walked (test_body)."""
+"""Members are told of what programs write, and of nothing that could hide one; the rest is walked (test_body)."""
 
 from __future__ import annotations
 

@@ -24,8 +24,7 @@ _Result = TypeVar("_Result")
 
 START_MS = 1_760_000_000_000
 HASTY = Rhythm(
-    opened_gather_s=0.005,
-    settled_gather_s=0.01,
+    gather_s=0.005,
     heartbeat_s=0.02,
     sweep_pause_s=0.001,
     first_retry_s=0.01,

@@ -17,7 +17,7 @@ from tests.fakes.waiting import until
 if TYPE_CHECKING:
     from sqlalchemy import Engine
 
-PATIENT = Rhythm(opened_gather_s=60, settled_gather_s=60)
+PATIENT = Rhythm(gather_s=60)
 
 
 @pytest.mark.asyncio(loop_factories=["uvloop", "asyncio"])
@@ -70,6 +70,18 @@ async def test_rows_gather_and_those_who_wait_hurry_them(engine: Engine) -> None
             entry.settle(settled())
         assert ledger.waiting == 100
     assert {row["outcome"] for row in rows(engine).values()} == {"ok"}
+
+
+async def test_rows_that_nobody_waits_for_are_written_together_when_they_have_gathered(engine: Engine) -> None:
+    commits: list[int] = []
+    rhythm = Rhythm(gather_s=0.2, heartbeat_s=60)
+    async with running_ledger(engine, rhythm=rhythm, on_commit=lambda _s, count: commits.append(count)) as ledger:
+        await ledger.open(opened("first")).durable()  # by then the thread has looked around, and sleeps
+        for number in range(50):
+            ledger.open(opened(f"x{number}")).settle(settled())
+        await until(lambda: ledger.waiting == 0, "they are written")
+        assert len(commits) <= 4
+    assert len(rows(engine)) == 51
 
 
 async def test_more_rows_than_a_batch_holds_are_all_written(engine: Engine) -> None:
