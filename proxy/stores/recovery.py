@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import logging
 import time
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
 
 from proxy.core.usage import Grade
+from proxy.stores.database import insert_of
 from proxy.stores.tables import EXCHANGES, WORKERS
 
 if TYPE_CHECKING:
@@ -67,8 +67,7 @@ class Housekeeping:
     def beat(self) -> None:
         """Say that this worker is alive."""
         now_ms = self._clock_ms()
-        insert: Any = sqlite.insert if self._engine.dialect.name == "sqlite" else postgresql.insert
-        row = insert(WORKERS).values(id=self._worker, started_ms=now_ms, seen_ms=now_ms)
+        row = insert_of(self._engine.dialect)(WORKERS).values(id=self._worker, started_ms=now_ms, seen_ms=now_ms)
         with self._engine.begin() as connection:
             connection.execute(row.on_conflict_do_update(index_elements=[WORKERS.c.id], set_={"seen_ms": now_ms}))
         beat_ms = self._steady_ms()

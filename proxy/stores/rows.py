@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import msgspec
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
 
+from proxy.stores.database import insert_of
 from proxy.stores.tables import EXCHANGES
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ class _SqliteUpsert:
         shape = [sa.column(column.name, column.type) for column in _COLUMNS]
         row = tuple(sa.bindparam(column.name, type_=column.type) for column in _COLUMNS)
         batch = sa.values(*shape, name="batch").data([row]).cte("batch")
-        insert = sqlite.insert(EXCHANGES).from_select(_NAMES, sa.select(batch).where(batch.c.id.is_not(None)))
+        insert = insert_of(dialect)(EXCHANGES).from_select(_NAMES, sa.select(batch).where(batch.c.id.is_not(None)))
         # compiled for one row; for more its parameters are repeated, since compiling 128 rows takes 50 ms
         one = f"({', '.join('?' * len(_COLUMNS))})"
         before, after = str(_on_conflict(insert).compile(dialect=dialect)).split(one)
@@ -147,9 +147,9 @@ class _PostgresUpsert:
 
     def __init__(self, dialect: Dialect) -> None:
         shape = [sa.column(column.name, column.type) for column in _COLUMNS]
-        document = sa.cast(sa.bindparam("batch", type_=sa.Text), postgresql.JSON)
+        document = sa.cast(sa.bindparam("batch", type_=sa.Text), sa.JSON)
         batch = sa.func.json_to_recordset(document).table_valued(*shape, name="batch").render_derived(with_types=True)
-        insert = postgresql.insert(EXCHANGES).from_select(_NAMES, sa.select(batch))
+        insert = insert_of(dialect)(EXCHANGES).from_select(_NAMES, sa.select(batch))
         positional = type(dialect)(paramstyle="format")  # type: ignore[call-arg]  # every dialect's default takes it
         self._statement = str(_on_conflict(insert).compile(dialect=positional))
 

@@ -6,7 +6,7 @@ import stat
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import sqlalchemy as sa
@@ -44,6 +44,40 @@ def migrating(url: str) -> subprocess.Popen[str]:
 def test_the_migrated_tables_are_those_of_the_code(engine: Engine) -> None:
     with engine.connect() as connection:
         assert compare_metadata(MigrationContext.configure(connection), METADATA) == []
+
+
+def _described(index: Any) -> str:
+    options = index.get("dialect_options", {})
+    where = options.get("sqlite_where", options.get("postgresql_where"))
+    return f"{index['name']} {index['column_names']} {index['unique']} where {where}"
+
+
+def shapes(engine: Engine) -> dict[str, object]:
+    """The tables as the database describes them, whatever the order of their columns."""
+    inspector = sa.inspect(engine)
+    return {
+        name: [
+            sorted(({**column, "type": str(column["type"])} for column in inspector.get_columns(name)), key=str),
+            inspector.get_pk_constraint(name),
+            sorted(inspector.get_unique_constraints(name), key=str),
+            sorted(map(_described, inspector.get_indexes(name))),
+        ]
+        for name in inspector.get_table_names()
+    }
+
+
+def test_a_new_database_is_the_same_as_one_that_went_all_the_way(engine: Engine) -> None:
+    """A new file is made in one go; a table of somebody else's makes another one take each step."""
+    made = shapes(engine)
+    with engine.begin() as connection:
+        for name in made:
+            connection.execute(sa.text(f"DROP TABLE {name}"))
+        connection.execute(sa.text("CREATE TABLE somebody_elses (id INTEGER)"))
+    migrate(engine)
+    upgraded = shapes(engine)
+    del upgraded["somebody_elses"]
+    assert upgraded == made
+    assert set(made) == {*METADATA.tables, "alembic_version"}
 
 
 def test_the_list_of_revisions_is_alembics() -> None:
