@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 _LIBRARY: Final = "toktok"
 # What is counted at once: a call costs 15 µs, and this much of the text that is slowest to count 1.1 ms.
 AT_ONCE_CHARS: Final = 4096
+_LONGEST_REMEMBERED_CHARS: Final = 32_768
 # Half of the texts whose counts are remembered; each takes 100 bytes. A batch may have some thousands.
 _MOST_REMEMBERED: Final = 8192
 # Behind each batch. A thread whose next work is there already would keep the interpreter lock until it is asked for it,
@@ -81,8 +82,7 @@ class _Memory:
     """What texts came to that were counted before: system prompts and histories are sent again with every turn.
 
     Texts are known by their hashes, 64 bits under a key that is each process's own, so that nothing of a prompt stays.
-    Of a text that is cut to be counted the parts are remembered. Threads may share it: whatever two of them do at once,
-    a count that is found is right.
+    Long ones are rare, and counted anew. Threads may share it: a count that is found is right, whatever others do.
     """
 
     def __init__(self, counts: Callable[[list[str]], list[int]]) -> None:
@@ -112,7 +112,9 @@ class _Memory:
         for batch in batches(new):
             counts = self._counts(batch)
             tokens += sum(counts)
-            self._young.update(zip(map(hash, batch), counts, strict=True))
+            for text, count in zip(batch, counts, strict=True):
+                if len(text) <= _LONGEST_REMEMBERED_CHARS:
+                    self._young[hash(text)] = count
             if len(self._young) > _MOST_REMEMBERED:
                 self._old, self._young = self._young, {}
         return tokens

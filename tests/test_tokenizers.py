@@ -133,6 +133,14 @@ def test_no_text_stays_in_memory() -> None:
     assert gone() is None
 
 
+def test_long_texts_are_not_remembered(library: Library) -> None:
+    counter = load([O200K])
+    long = "word " * 10_000
+    assert counter.count([long, "be kind"], O200K) == counter.count([long, "be kind"], O200K) == 10_002
+    assert library.texts.count(long) == 2
+    assert library.texts.count("be kind") == 1
+
+
 def test_long_texts_come_to_the_same_again() -> None:
     text = "The harbour was quiet. " * 20_000
     assert EXACT.count([text, "word"], O200K) == EXACT.count(["word", text], O200K) == EXACT.count([text], O200K) + 1

@@ -86,7 +86,7 @@ class DatabaseLedger:
 
     def open(self, opened: Opened) -> LedgerEntry:
         """Begin an exchange's row. Raises `ProxyError` STORE_UNAVAILABLE while the ledger cannot be written."""
-        if self.problem is not None:
+        if self._closed or self.writer.problem is not None:
             raise unavailable()
         if self._opened - self.writer.finished_rows >= self._max_unfinished:
             raise unavailable()
