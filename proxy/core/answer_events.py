@@ -175,7 +175,7 @@ def read_events(block: bytes, *, at_start: bool = False, final: bool = False) ->
     stands between the objects, which costs a tenth of parsing lines.
     """
     text = block.removesuffix(_DONE_EVENT)
-    joined = _joined_lines(text)
+    joined = joined_lines(text)
     if joined is not None:
         said = _decoded_many(joined, text.count(b"\n\n"))
         if said is not None:
@@ -201,7 +201,7 @@ def read_json(text: bytes) -> Said | None:
         return None
 
 
-def _joined_lines(text: bytes) -> bytes | None:
+def joined_lines(text: bytes) -> bytes | None:
     """The data of single-line events with commas between them; None if that is not what the text is."""
     if not text.endswith(b"\n\n"):
         return None

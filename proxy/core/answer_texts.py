@@ -99,6 +99,11 @@ class AnswerTexts:
             return True
         return False
 
+    def add_content(self, text: str) -> None:
+        """Gather text of the first choice."""
+        if text:
+            self._put((0, "content", 0), text)
+
     def add_body(self, said: Said) -> None:
         """Gather the text of an answer that was not streamed."""
         for choice in said.choices or ():

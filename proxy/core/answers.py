@@ -14,6 +14,7 @@ from proxy.core.answer_events import PAIRS, Events, LargeEvent, Said, read_event
 from proxy.core.answer_texts import AnswerTexts
 from proxy.core.answer_usage import usage_of
 from proxy.core.sse import MAX_EVENT_BYTES
+from proxy.core.usual_chunks import usual_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -184,7 +185,11 @@ class EventAnswer(Reader):
     def _read(self, block: bytes) -> None:
         """Take complete events. Which of them are oversize must not depend on how they were cut."""
         if len(block) <= MAX_EVENT_BYTES:
-            self._fold(read_events(block, at_start=self._at_start))
+            text = usual_text(block)
+            if text is None:
+                self._fold(read_events(block, at_start=self._at_start))
+            else:
+                self._fold_usual(text)
             return
         start = 0
         for boundary in _BOUNDARY.finditer(block):
@@ -203,6 +208,14 @@ class EventAnswer(Reader):
             self.lost = True
             self._is_current = False
         self._fold(Events([said], done=False, faults=large.faults))
+
+    def _fold_usual(self, text: str) -> None:
+        """`_fold` for usual chunks, which say `text` and nothing else."""
+        self._at_start = False
+        self._choices.add(0)
+        self._texts.add_content(text)
+        self._texts.join()
+        self._take_usage([], 0 if text else -1)
 
     def _fold(self, events: Events) -> None:
         """Take over what a batch of events says."""

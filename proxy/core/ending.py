@@ -54,13 +54,14 @@ class EndingWatch:
     event with `"object":"error"` and no member `error` (Mistral).
     """
 
-    __slots__ = ("_numbered", "_seam", "_shape", "error_seen", "finish_seen", "hidden_error_seen")
+    __slots__ = ("_is_chat", "_numbered", "_seam", "_shape", "error_seen", "finish_seen", "hidden_error_seen")
 
     def __init__(self, shape: StreamShape) -> None:
         self.finish_seen = False
         self.error_seen = False
         self.hidden_error_seen = False
         self._shape = shape
+        self._is_chat = shape is StreamShape.CHAT
         self._seam = b""  # the end of the last block, if an oversize event goes on behind it
         self._numbered = b""  # from the last sequence_number on
 
@@ -72,7 +73,17 @@ class EndingWatch:
         if inside:
             self._look(self._seam + block[:_SEAM_BYTES], inside=True)
         self._look(block, inside=inside)
-        self._seam = b"" if block.endswith(_BOUNDARIES) else (self._seam + block[-_SEAM_BYTES:])[-_SEAM_BYTES:]
+        if not block.endswith(_BOUNDARIES):
+            self._seam = (self._seam + block[-_SEAM_BYTES:])[-_SEAM_BYTES:]
+        elif inside:
+            self._seam = b""
+
+    def flowed(self, block: bytes) -> None:
+        """`saw` for whole events in which there is no "error"."""
+        if self._seam or not self._is_chat:
+            self.saw(block)
+        elif (at := block.find(b'"finish_reason"')) >= 0 and _FINISH_REASON.search(block, at):
+            self.finish_seen = True
 
     def truncated(self, *, done: bool) -> bool:
         """Did the body end cleanly, but not the answer? `done`: the scanner saw `[DONE]`."""
@@ -87,7 +98,7 @@ class EndingWatch:
         return int(match[1]) if match else None
 
     def _look(self, text: bytes, *, inside: bool) -> None:
-        if self._shape is StreamShape.CHAT:
+        if self._is_chat:
             # most events have the member, and null in it: find is far faster than a search from the start
             at = text.find(b'"finish_reason"') if not self.finish_seen else -1
             if at >= 0 and _FINISH_REASON.search(text, at):

@@ -12,17 +12,18 @@ BOUNDS_S: Final = (0.001, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.5, 5.0,
 class Gaps:
     """Counts the pauses between `saw`s by `BOUNDS_S`, as Prometheus has it: a pause belongs to its upper bound."""
 
-    __slots__ = ("_last_s", "counts", "total_s")
+    __slots__ = ("counts", "last_s", "total_s")
 
     def __init__(self) -> None:
         self.counts = [0] * (len(BOUNDS_S) + 1)
         self.total_s = 0.0
-        self._last_s = -1.0
+        self.last_s = -1.0  # when something came last, below 0 before that
 
     def saw(self, now_s: float) -> None:
         """Something came; `now_s` is of a clock that starts at 0 or later and does not go back."""
-        last_s = self._last_s
-        self._last_s = now_s
+        last_s = self.last_s
+        self.last_s = now_s
         if last_s >= 0:
-            self.total_s += now_s - last_s
-            self.counts[bisect_left(BOUNDS_S, now_s - last_s)] += 1
+            pause_s = now_s - last_s
+            self.total_s += pause_s
+            self.counts[bisect_left(BOUNDS_S, pause_s)] += 1

@@ -16,6 +16,9 @@ _NAME: Final = b'"usage"'
 _NULL: Final = re.compile(rb'"usage"[ \t\n\r]*+:[ \t\n\r]*+null')
 _NO_CHOICES: Final = re.compile(rb'"choices"[ \t\n\r]*+:[ \t\n\r]*+\[[ \t\n\r]*+\]')
 _SPACE: Final = b" \t\n\r"
+# as most upstreams write it, OpenAI with some padding behind
+_USUAL_END: Final = re.compile(rb'(?<![ \t\n\r]),"usage":null(?:,"obfuscation":"[0-9A-Za-z]*+")?\}\n\n')
+_MEMBER_BYTES: Final = len(b',"usage":null')
 _LF: Final = 0x0A
 _CR: Final = 0x0D
 
@@ -71,8 +74,11 @@ class UsageHider:
         if self._plain and block[-2:] == b"\n\n":
             if (at := block.rfind(_NAME)) < 0:
                 return block
-            if (shown := _hidden_in_line(block, at)) is not None:
-                return shown
+            lines = block.count(b"\n")
+            if lines == 2:
+                return _without_usual_member(block, at - 1) or _hidden_event(block)
+            if lines == 2 * block.count(b"\n\n") and b"\r" not in block:
+                return b"".join([_hidden_event(line + b"\n\n") for line in block[:-2].split(b"\n\n")])
         return self._hide_in_events(block) if block else b""
 
     def _hide_in_events(self, block: bytes) -> bytes:
@@ -111,10 +117,27 @@ def _hidden_in_line(event: bytes, at: int) -> bytes | None:
     return b"data: %b\n\n" % shown if shown else b""
 
 
+def _without_usual_member(event: bytes, at: int) -> bytes | None:
+    """`_hidden_in_line` for an event of one line that ends as most do, its last `"usage"` behind `at`; None: ask that.
+
+    What stands before the member is an object without its brace, so it is one of the top level, as is what follows.
+    """
+    if not _USUAL_END.fullmatch(event, at) or not event.startswith(b"data: ") or _CR in event:
+        return None
+    try:
+        if _decode_chunk(event[6:at] + b"}").usage is msgspec.UNSET:
+            return event[:at] + event[at + _MEMBER_BYTES :]
+    except (ValueError, RecursionError):
+        return None
+    return None
+
+
 def _hidden_event(event: bytes) -> bytes:
     """A whole event without what the injection added; of one that is dropped, the comments before it remain."""
     if (at := event.rfind(_NAME)) < 0:
         return event
+    if event.count(b"\n") == 2 and (shown := _without_usual_member(event, at - 1)):
+        return shown
     if (usual := _hidden_in_line(event, at)) is not None:
         return usual
     head = _BOM if event.startswith(_BOM) else b""

@@ -7,6 +7,7 @@ for the few decisions that need a field. Both follow the WHATWG HTML standard, s
 
 from __future__ import annotations
 
+import re
 from typing import Final, NamedTuple
 
 # An event is held until it is complete, up to this size; a larger one (images arrive as megabytes of base64 on one
@@ -21,6 +22,9 @@ _BOM: Final = b"\xef\xbb\xbf"
 _LF: Final = 0x0A
 _CR: Final = 0x0D
 _LINE_ENDS: Final = (_LF, _CR)
+
+_DONE_EVENT: Final = b"data: [DONE]\n\n"
+_NAMED_EVENTS: Final = re.compile(rb"(?:event: [^\n]*+\ndata: \{[^\n]*+\n\n)++")
 
 # How a field looks in text whose line ends are all LF: on the first line, on a later one, and there without a value.
 _Field = tuple[tuple[bytes, bytes], bytes, bytes]
@@ -83,14 +87,35 @@ class EventScanner:
 
     def feed(self, data: bytes) -> bytes:
         """Take what arrived; return what may be written now, up to the last boundary, or b"" if there is none."""
-        if not self._held and self.at_boundary and _is_one_event(data):
-            self.events += 1
-            self._last = _LF
-            self._fresh = False
+        if self.takes(data) or (data.endswith(_DONE_EVENT) and self._takes_end(data)):
             return data
-        if not data:
-            return b""
-        return self._feed(data)
+        return self._feed(data) if data else b""
+
+    def takes(self, data: bytes) -> bool:
+        """`feed` for the usual read: True if it is whole events, all of which may be written now, and none is `[DONE]`.
+
+        False says nothing, and changes nothing.
+        """
+        if self._held or not self.at_boundary or b"\r" in data or data[-2:] != b"\n\n":
+            return False
+        events = 1 if data.count(b"\n") == 2 and data.startswith(b"data: {") else _usual_events(data)
+        if not events:
+            return False
+        self.events += events
+        self._last = _LF
+        self._fresh = False
+        return True
+
+    def _takes_end(self, data: bytes) -> bool:
+        """The same for a read that ends in `[DONE]`."""
+        before = data[: -len(_DONE_EVENT)]
+        if self._held or not self.at_boundary or (before and not self.takes(before)):
+            return False
+        self.events += 1
+        self.done = True
+        self._last = _LF
+        self._fresh = False
+        return True
 
     def finish(self) -> bytes:
         """At a clean end of the body: return what is held back, unterminated, as it is.
@@ -168,30 +193,35 @@ class EventScanner:
         if b"\r" in text:
             text = text.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
         self.id_seen = self.id_seen or _has_field(text, 0, len(text), _ID, inside=inside)
-        may_be_done = b"[DONE]" in text
+        done_at = text.find(b"[DONE]")
         start = 0
         while (end := text.find(b"\n\n", start)) >= 0:
             if self._open_has_data or _has_field(text, start, end + 1, _DATA, inside=inside):
                 self.events += 1
                 self._open_has_data = False
-            if may_be_done and not inside and end - start <= MAX_EVENT_BYTES and _says_done(text[start : end + 2]):
-                self.done = True
+            if 0 <= done_at < end:
+                done_at = text.find(b"[DONE]", end)
+                if not inside and end - start <= MAX_EVENT_BYTES and _says_done(text[start : end + 2]):
+                    self.done = True
             inside = False
             start = end + 2
         if not closed and _has_field(text, start, len(text), _DATA, inside=inside):
             self._open_has_data = True
 
 
-def _is_one_event(data: bytes) -> bool:
-    """The usual read, told by its shape: one event, a JSON object on one line, with LF and maybe with an event type.
+def _usual_events(data: bytes) -> int:
+    """The usual read, told by its shape: events that are a JSON object on one line, with LF and maybe an event type.
 
-    False says nothing. Such an event is neither `[DONE]` nor has it an `id`.
+    `data` ends in a blank line and has no CR. 0 says nothing. Such events are not `[DONE]`, and have no `id`.
     """
-    if not data.endswith(b"\n\n") or b"\r" in data:
-        return False
+    lines = data.count(b"\n")
     if data.startswith(b"data: {"):
-        return data.count(b"\n") == 2
-    return data.startswith(b"event: ") and data.count(b"\n") == 3 and b"\ndata: {" in data
+        # each of so many begins behind a blank line: if there are no other line ends, there are no other lines
+        events = data.count(b"\n\ndata: {") + 1
+        return events if lines == 2 * events else 0
+    if lines == 3:
+        return 1 if data.startswith(b"event: ") and b"\ndata: {" in data else 0
+    return lines // 3 if _NAMED_EVENTS.fullmatch(data) else 0
 
 
 def _has_field(text: bytes, start: int, end: int, field: _Field, *, inside: bool) -> bool:

@@ -43,10 +43,13 @@ class Allowance:
         self._more: list[Granted] = []
 
     async def ask_for_more(self, output_tokens: int) -> None:
-        """Reserve what was used beyond the allowance, and a step more. Raises `ProxyError` 429 where there is no room.
+        """Reserve what was used beyond the allowance, if it was outgrown, and a step more.
 
-        A store that cannot be asked ends no stream: it is asked again a step later.
+        Raises `ProxyError` 429 where there is no room. A store that cannot be asked ends no stream: it is asked again a
+        step later.
         """
+        if output_tokens <= self.tokens:
+            return
         usage = Usage(0, output_tokens - self.tokens + _STEP_TOKENS)
         cost = 0 if self._price is None else cost_nano_usd(usage, self._price)
         demand = demand_of(usage, cost)._replace(requests=0)

@@ -19,8 +19,6 @@ import msgspec
 from proxy.core.headers import first_values
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from proxy.core.ending import StreamShape
     from proxy.core.headers import RawHeaders
     from proxy.phases.tracing import Trace
@@ -168,18 +166,25 @@ class Downstream(Protocol):
         Raises `ConnectionError` when the client has left.
         """
 
-    def write_now(self, data: bytes) -> None:
-        """Write `data` in one piece, without waiting; nothing when the client has left."""
-
     @property
-    def is_full(self) -> bool:
-        """Something was written that the client's kernel did not take: before more is written, the client must read."""
+    def is_direct(self) -> bool:
+        """`write_now` does where its answer is heeded: the head was made, and the body is chunked."""
 
-    def when_drained(self, resume: Callable[[], None] | None) -> None:
-        """Have `resume` called each time the client has taken what was kept for it; None to end that."""
+    def write_now(self, data: bytes) -> bool:
+        """Write `data` in one piece, and do not wait; false if the client must read before more is written.
+
+        Raises `ConnectionError` when the client has left.
+        """
 
     def write_comment(self, data: bytes) -> None:
         """Write what is no part of the upstream's answer, without waiting: between events of a silent stream."""
+
+    @property
+    def is_full(self) -> bool:
+        """Something was written that the client's kernel did not take."""
+
+    async def drain(self) -> None:
+        """Wait while `is_full`. Raises `ConnectionError` when the client has left."""
 
     async def finish(self) -> None:
         """End the body well, and wait until the client's kernel has all of it."""

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from proxy.phases.places import Place
     from proxy.phases.route import Sending
     from proxy.tasks import BackgroundTasks
-    from proxy.upstream.attempt import UpstreamStream
+    from proxy.upstream.stream import UpstreamStream
 
 # 64 KiB: error answers are a few hundred bytes; a longer one is an HTML page whose end nobody needs
 MAX_ERROR_BODY_BYTES: Final = 65536

@@ -1,9 +1,10 @@
 """Move the body: what the upstream sends is what the client receives, byte for byte, as it arrives.
 
-This is the plain form, a loop of read, write and drain: back-pressure needs no queue, because while `write` waits for
-the client nothing takes bytes from the upstream, whose connection then stops reading. Once the head is out a failure
-can no longer be a status: it becomes an error event, or, where events cannot be told apart, a connection that ends
-without its end.
+This is a plain loop of read, write and drain: back-pressure needs no queue, because while `write` waits for the client
+nothing takes bytes from the upstream, whose connection then stops reading. Usual events need not come this way:
+`relay_at_transport.py` lets them flow past, where it can, and leaves the loop what must be judged. Once the head is out
+a failure can no longer be a status: it becomes an error event, or, where events cannot be told apart, a connection that
+ends without its end.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from proxy.core.ending import EndingWatch, StreamShape, until_hidden_error
 from proxy.core.headers import header, to_downstream
 from proxy.core.sse import KEEPALIVE_COMMENT, EventScanner
 from proxy.phases.forward import AnswerKind, read_error
+from proxy.phases.relay_at_transport import EventFlow, may_flow
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -189,7 +191,7 @@ class _EventRelay:
         return Relayed(events, failure, self._ending.error_seen)
 
     async def _relay_events(self) -> None:
-        feed, write, read = self._scanner.feed, self._downstream.write, self._watchdog.read
+        feed, write, read = self._scanner.feed, self._downstream.write, self._reader()
         saw, observe, hide = self._ending.saw, self._observer.saw, self._along.hide
         allowance = self._along.allowance
         paused, clock = self._along.gaps.saw, time.perf_counter
@@ -212,14 +214,25 @@ class _EventRelay:
                     await writing
                 else:
                     self._downstream.send_head()  # what came is hidden whole
-                if self._is_whole():
-                    self._watchdog.hurry(_AFTER_DONE_S)
-                elif allowance is not None and (seen := self._observer.output_tokens()) > allowance.tokens:
-                    await allowance.ask_for_more(seen)
+                self._hurry_if_whole()
+                if allowance is not None and not self._is_whole():
+                    await allowance.ask_for_more(self._observer.output_tokens())
             else:
                 self._downstream.send_head()  # half an event came: it does not wait for the other half
             block = await read()
         await self._finish_events()
+
+    def _reader(self) -> Callable[[], Awaitable[bytes]]:
+        """What reads what the loop has to see."""
+        flow = EventFlow(
+            self._answer, self._downstream, self._along, self._scanner, self._ending, finished=self._hurry_if_whole
+        )
+        return flow.read if may_flow(self._downstream, self._along) else self._watchdog.read
+
+    def _hurry_if_whole(self) -> None:
+        """Wait for the end of the upstream's body no longer than need be."""
+        if self._is_whole():
+            self._watchdog.hurry(_AFTER_DONE_S)
 
     async def _read_on(self) -> None:
         """After the client has left behind a finish reason: read for the usage, for a while, and write nothing."""

@@ -16,10 +16,11 @@ if TYPE_CHECKING:
 
     from proxy.core.headers import RawHeaders
     from proxy.phases.exchange import Downstream
-    from proxy.upstream.attempt import UpstreamStream
+    from proxy.upstream.stream import UpstreamStream
 
 # looks at the client's progress this often within `write_stall`: a cut comes at most a quarter late
 _STALL_LOOKS: Final = 4
+_NEVER_S: Final = float("inf")
 
 
 class _Progress:
@@ -104,12 +105,20 @@ class Watchdog:
         self._idle_s = idle_s
         self._deadline_s = deadline_s
         self._waiting_since_s: float | None = None
+        self._silent_s: Callable[[], float] | None = None
         self._keepalive_s: float | None = None
         self._keepalive: Callable[[], None] | None = None
         self._kept_alive_s = 0.0
-        self._progress = _Progress(downstream, write_stall_s, self._loop.time())
+        now = self._loop.time()
+        self._progress = _Progress(downstream, write_stall_s, now)
         self._timer: asyncio.TimerHandle | None = None
-        self._look()
+        self._due_s = _NEVER_S  # when the timer fires
+        if write_stall_s is not None:
+            self._look_by(now + write_stall_s / _STALL_LOOKS)
+        if idle_s is not None:
+            self._look_by(now + idle_s)
+        if deadline_s is not None:
+            self._look_by(deadline_s)
 
     def read_nowait(self) -> bytes:
         """The body bytes that are there, b"" if none are."""
@@ -126,33 +135,50 @@ class Watchdog:
         finally:
             self._waiting_since_s = None
 
+    def flows(self, silent_s: Callable[[], float] | None) -> None:
+        """From now on the body flows past `read`, and `silent_s` tells for how long it has not; None: no longer."""
+        self._silent_s = silent_s
+        self._waiting_since_s = None if silent_s is None else self._loop.time()
+
     def keep_alive(self, interval_s: float, send: Callable[[], None]) -> None:
         """Call `send` whenever the upstream has been silent for `interval_s`."""
         self._keepalive_s, self._keepalive = interval_s, send
-        self._rearm()
+        self._look_by(self._loop.time() + interval_s)
 
     def hurry(self, idle_s: float) -> None:
         """The answer is whole: wait at most `idle_s` more for the upstream to end its body."""
-        if self._idle_s is None or self._idle_s > idle_s:
+        if (self._idle_s is None or self._idle_s > idle_s) and not self._stream.complete:
             self._idle_s = idle_s
-            self._rearm()
+            self._look_by(self._loop.time() + idle_s)
 
     def stop(self) -> None:
         """Watch no longer."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+            self._due_s = _NEVER_S
 
-    def _rearm(self) -> None:
-        self.stop()
-        self._look()
+    def _look_by(self, due_s: float) -> None:
+        """Look at that time, if not before."""
+        if due_s < self._due_s:
+            self.stop()
+            self._due_s = due_s
+            self._timer = self._loop.call_at(due_s, self._look)
 
     def _look(self) -> None:
         """Act on what is due, and arm the timer for what is due next."""
         now = self._loop.time()
-        checks = (self._check_stall, self._check_total, self._check_idle, self._check_keepalive)
-        due = [at for check in checks if (at := check(now)) is not None]
-        self._timer = self._loop.call_at(min(due), self._look) if due else None
+        self._timer, self._due_s = None, _NEVER_S
+        for check in (self._check_stall, self._check_total, self._check_idle, self._check_keepalive):
+            due_s = check(now)
+            if due_s is not None:
+                self._look_by(due_s)
+
+    def _silent_since(self, now: float) -> float | None:
+        """Since when nothing has come, None while nobody waits for it."""
+        if self._silent_s is None or self._waiting_since_s is None:
+            return self._waiting_since_s
+        return max(self._waiting_since_s, now - self._silent_s())
 
     def _check_total(self, now: float) -> float | None:
         if self._deadline_s is None or self.fired is not None:
@@ -165,9 +191,10 @@ class Watchdog:
     def _check_idle(self, now: float) -> float | None:
         if self._idle_s is None or self.fired is not None:
             return None
-        if self._waiting_since_s is None:
+        since_s = self._silent_since(now)
+        if since_s is None:
             return now + self._idle_s  # waiting may begin any moment, and then counts from that moment
-        due = self._waiting_since_s + self._idle_s
+        due = since_s + self._idle_s
         if now < due:
             return due
         self._fail("idle", f"The upstream sent nothing for {self._idle_s:g} s.")
@@ -190,9 +217,10 @@ class Watchdog:
     def _check_keepalive(self, now: float) -> float | None:
         if self._keepalive is None or self._keepalive_s is None or self.fired is not None:
             return None
-        if self._waiting_since_s is None:
+        since_s = self._silent_since(now)
+        if since_s is None:
             return now + self._keepalive_s
-        due = max(self._waiting_since_s, self._kept_alive_s) + self._keepalive_s
+        due = max(since_s, self._kept_alive_s) + self._keepalive_s
         if now < due:
             return due
         self._kept_alive_s = now

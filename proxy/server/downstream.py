@@ -75,15 +75,6 @@ class Downstream:
         """How often a write waited for the client, and for how many seconds in all."""
         return self._pauses, self._paused_s
 
-    @property
-    def is_full(self) -> bool:
-        """The transport keeps bytes that the client's kernel does not take."""
-        return self._connection.writing_paused
-
-    def when_drained(self, resume: Callable[[], None] | None) -> None:
-        """Have `resume` called each time the client has taken what was kept; None to end that."""
-        self._connection.on_resume = resume
-
     def start(self, status: int, headers: RawHeaders, content_length: int | None) -> None:
         """Make the head, which goes out with the first bytes behind it; without a length the body is chunked."""
         request = self._request
@@ -121,23 +112,39 @@ class Downstream:
         content = self._request.content
         return content.exception() is not None or ("Expect" in self._request.headers and not content.is_eof())
 
+    @property
+    def is_direct(self) -> bool:
+        """`write_now` is as good as `write` where what it says is heeded: the body is chunked."""
+        return self._chunked
+
     async def write(self, data: bytes) -> None:
         """Write `data` in one piece, then wait while the client is slow. Raises `ConnectionError` when it has left."""
-        transport = self._connection.transport
-        if transport is None or transport.is_closing():
-            raise ConnectionResetError("the client has left")
-        self.write_now(data)
+        goes_on = self.write_now(data)
         del data  # the transport has its own copy, and the client may be slow
-        if self._connection.writing_paused:
+        if not goes_on:
             await self._drain()
 
-    def write_now(self, data: bytes) -> None:
-        """Write `data` in one piece, without waiting; nothing when the client has left."""
-        if not self._is_bodiless:
-            if self.first_byte_s is None:
-                self.first_byte_s = time.perf_counter()
-            self.sent_bytes += len(data)
-            self._send(b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data)
+    def write_now(self, data: bytes) -> bool:
+        """Write `data` in one piece; false if the client must read before more is written.
+
+        Raises `ConnectionError` when it has left.
+        """
+        connection = self._connection
+        transport = connection.transport
+        if transport is None or transport.is_closing():
+            raise ConnectionResetError("the client has left")
+        if self._is_bodiless:
+            return True
+        if self.first_byte_s is None:
+            self.first_byte_s = time.perf_counter()
+        self.sent_bytes += len(data)
+        if self._chunked:
+            data = b"%x\r\n%b\r\n" % (len(data), data)
+        if self._head:
+            data = self._with_head(data)
+        self._written_bytes += len(data)
+        transport.write(data)
+        return not connection._paused  # noqa: SLF001 - the property of the same meaning costs a call for each event
 
     def write_comment(self, data: bytes) -> None:
         """Write what is no part of the upstream's answer, between two events of a silent stream."""
@@ -149,16 +156,29 @@ class Downstream:
         if self._head:
             self._send(b"")
 
+    def _with_head(self, data: bytes) -> bytes:
+        head, self._head = self._head, b""
+        self._request.writer.output_size = len(head)  # asked when the handler fails: an answer has begun
+        return head + data
+
     def _send(self, data: bytes) -> None:
-        """Hand bytes to the transport, behind the head where that is not out."""
+        """Hand framed bytes to the transport, behind the head where that is not out; nothing when the client left."""
         if self._head:
-            data = self._head + data
-            self._head = b""
-            self._request.writer.output_size = len(data)  # asked when the handler fails: an answer has begun
+            data = self._with_head(data)
         transport = self._connection.transport
         if transport is not None and not transport.is_closing():
             self._written_bytes += len(data)
             transport.write(data)
+
+    @property
+    def is_full(self) -> bool:
+        """The transport keeps bytes that the client's kernel did not take."""
+        return self._connection.writing_paused
+
+    async def drain(self) -> None:
+        """Wait while it is full. Raises `ConnectionError` when the client has left."""
+        if self.is_full:
+            await self._drain()
 
     async def _drain(self) -> None:
         began_s = time.perf_counter()

@@ -106,13 +106,12 @@ class Server(web.Server):
 class Connection(RequestHandler):
     """A client's connection."""
 
-    __slots__ = ("_server", "_watched", "on_resume")
+    __slots__ = ("_server", "_watched")
 
     def __init__(self, server: Server, **kwargs: Any) -> None:
         super().__init__(server, **kwargs)
         self._server = server
         self._watched: tuple[int, asyncio.Transport] | None = None  # by `Server.hangups`
-        self.on_resume: Callable[[], None] | None = None  # the client has taken all that was kept for it
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take the connection, or refuse it with an answer when there are too many."""
@@ -154,12 +153,6 @@ class Connection(RequestHandler):
         if self._watched is not None:
             self._server.hangups.forget(*self._watched)
         super().connection_lost(exc)
-
-    def resume_writing(self) -> None:
-        """Let whoever waits for the client go on."""
-        super().resume_writing()
-        if self.on_resume is not None:
-            self.on_resume()
 
     def date(self) -> bytes:
         """What an answer that begins now says of it."""

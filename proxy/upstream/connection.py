@@ -13,14 +13,14 @@ import ssl
 from typing import TYPE_CHECKING, Final, cast
 
 from proxy.core.errors import INTERNAL, UPSTREAM_PROTOCOL_ERROR, UPSTREAM_STALE, ProxyError
-from proxy.upstream.framing import ResponseHead, ResponseReader
+from proxy.upstream.framing import ResponseReader
 from proxy.upstream.tls import TlsSession
 
 if TYPE_CHECKING:
     import socket
     from collections.abc import Callable
 
-__all__ = ["ResponseHead", "UpstreamConnection"]
+    from proxy.upstream.framing import ResponseHead
 
 READ_BUFFER_BYTES: Final = 16 * 1024  # at most this much arrives in one callback
 MAX_WAITING_BYTES: Final = 16 * 1024  # of body that nobody took: above it, reading pauses
@@ -31,7 +31,8 @@ class UpstreamConnection(asyncio.BufferedProtocol):
     """The connection.
 
     `read_buffer` may be shared by all connections of a loop: asyncio and uvloop fill it and call `buffer_updated` with
-    nothing in between. `on_closed` is called once, when the connection became unusable.
+    nothing in between. `on_closed` is called once, when the connection became unusable. While there is a `sink`, it is
+    called with body bytes as they arrive, and with b"" when some wait, or the body or the connection ended.
     """
 
     __slots__ = (
@@ -52,11 +53,12 @@ class UpstreamConnection(asyncio.BufferedProtocol):
         "exchanges",
         "opened_s",
         "request_sent",
+        "sink",
     )
 
     def __init__(self, read_buffer: memoryview, on_closed: Callable[[UpstreamConnection], None]) -> None:
-        self.closed = False
         self.exchanges = 0  # begun on this connection
+        self.closed = False
         self.request_sent = False  # all of the current exchange's request
         self._read_buffer = read_buffer
         self._on_closed = on_closed
@@ -64,14 +66,13 @@ class UpstreamConnection(asyncio.BufferedProtocol):
         self.opened_s = self._loop.time()
         self._transport: asyncio.Transport | None = None
         self._tls: TlsSession | None = None
-        self._handshaking = False
         self._poll: select.poll | None = None
         self._reader: ResponseReader | None = None
         self._error: BaseException | None = None
         self._waiter: asyncio.Future[None] | None = None
+        self.sink: Callable[[bytes], None] | None = None
         self._drained: asyncio.Future[None] | None = None
-        self._reading_paused = False
-        self._writing_paused = False
+        self._handshaking = self._reading_paused = self._writing_paused = False
 
     @property
     def transport(self) -> asyncio.Transport:
@@ -157,6 +158,8 @@ class UpstreamConnection(asyncio.BufferedProtocol):
         if self._transport is not None:
             self._transport.abort()
         self._on_closed(self)
+        if self.sink is not None:
+            self.sink(b"")
         _wake(self._waiter)
         _wake(self._drained)
 
@@ -203,11 +206,10 @@ class UpstreamConnection(asyncio.BufferedProtocol):
 
     def buffer_updated(self, nbytes: int) -> None:
         """Called by the transport: `nbytes` arrived in the buffer."""
-        data = self._read_buffer[:nbytes]
         if self._tls is None:
-            self._feed(data)
+            self._feed(self._read_buffer[:nbytes])
             return
-        self._tls.received(data)
+        self._tls.received(self._read_buffer[:nbytes])
         if self._handshaking:
             _wake(self._waiter)
         else:
@@ -248,6 +250,9 @@ class UpstreamConnection(asyncio.BufferedProtocol):
 
     def _feed(self, data: memoryview) -> None:
         reader = self._reader
+        if self.sink is not None and reader is not None and (body := reader.whole_chunk(data)):
+            self.sink(body)
+            return
         if reader is None or reader.complete:
             self.abort()  # bytes that nobody asked for
             return
@@ -261,7 +266,10 @@ class UpstreamConnection(asyncio.BufferedProtocol):
         elif len(reader.body) > MAX_WAITING_BYTES and not reader.complete:  # if complete, what follows must be seen
             self._reading_paused = True
             self.transport.pause_reading()
-        _wake(self._waiter)
+        if self.sink is None:
+            _wake(self._waiter)
+        else:  # of a body that ended or is too much, all waits for a reader
+            self.sink(b"" if self._reading_paused or reader.complete else reader.take())
 
     def _ended(self, cause: Exception | None) -> None:
         """The peer closed the connection, or it broke because of `cause`."""

@@ -8,6 +8,7 @@ httptools tells neither how far it read nor what it skipped.
 
 from __future__ import annotations
 
+import functools
 import re
 from dataclasses import dataclass, field
 from typing import Final
@@ -25,6 +26,7 @@ _STATUS_LINE: Final = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9][0-9])(?: ([\t\x20
 _STATUS_LINE_START: Final = b"HTTP/1."
 _BARE_LF: Final = re.compile(rb"(?<!\r)\n")
 _CONTENT_LENGTH: Final = re.compile(rb"[0-9]{1,18}")
+_WHOLE_CHUNK: Final = re.compile(rb"([0-9a-fA-F]{1,6})\r\n(.+)\r\n", re.DOTALL)
 _KEEP_ALIVE_TIMEOUT: Final = re.compile(rb"(?:^|[,;\s])timeout\s*=\s*([0-9]{1,9})(?:$|[,;\s])", re.IGNORECASE)
 _FRAMING_HEADERS: Final = frozenset({b"connection", b"content-length", b"keep-alive", b"transfer-encoding"})
 
@@ -41,13 +43,16 @@ class ResponseHead:
 class _ParserEvents:
     """What httptools calls. Apart from the reader, so that reader and parser do not hold each other."""
 
-    __slots__ = ("complete", "headers", "in_head", "on_body")
+    __slots__ = ("complete", "headers", "in_head", "on_body", "on_chunk_complete", "on_chunk_header", "open_chunks")
 
     def __init__(self, body: bytearray) -> None:
         self.headers: list[tuple[bytes, bytes]] = []
         self.in_head = True
         self.complete = False
         self.on_body = body.extend  # called for every piece of body: no frame of ours in between
+        self.open_chunks: list[None] = []  # one, from a chunk's size to its end
+        self.on_chunk_header = functools.partial(self.open_chunks.append, None)
+        self.on_chunk_complete = self.open_chunks.clear
 
     def on_message_begin(self) -> None:
         if self.complete:
@@ -68,6 +73,7 @@ class ResponseReader:
     """
 
     __slots__ = (
+        "_between_chunks",
         "_bodiless",
         "_events",
         "_framing_bytes",
@@ -104,6 +110,7 @@ class ResponseReader:
         self._events = _ParserEvents(self.body)
         self._parser: httptools.HttpResponseParser | None = None  # of a chunked body
         self._remaining_bytes = 0  # of a body with Content-Length
+        self._between_chunks = False  # the parser waits for the size of the next chunk, and has seen none of it
         self._framing_bytes = 0
         self._tail = b""
 
@@ -126,6 +133,20 @@ class ResponseReader:
                 self._feed_body(data)
             finally:
                 self.received_bytes += len(self.body) - before
+
+    def whole_chunk(self, data: bytes | memoryview) -> bytes:
+        """`feed` and `take` for the usual read, one whole chunk and nothing else; b"" for any other, which is not fed.
+
+        The parser has no part in it: it stands behind a chunk before and after. Nothing may wait to be taken.
+        """
+        if not self._between_chunks or (chunk := _WHOLE_CHUNK.fullmatch(data)) is None:
+            return b""
+        digits, body = chunk.groups()
+        if int(digits, 16) != len(body):
+            return b""
+        self.received_bytes += len(body)
+        self._framing_bytes = 0
+        return body
 
     def end(self, *, reset: bool = False) -> None:
         """The peer closed the connection (`reset`: or it broke). A body without framing is then whole, if not reset.
@@ -222,7 +243,7 @@ class ResponseReader:
         if self._bodiless or status in {204, 304}:
             self.complete = True
         elif encodings:
-            self._events, self._parser = events, parser
+            self._events, self._parser, self._between_chunks = events, parser, True
         elif lengths:
             self._remaining_bytes = int(lengths[0])
             self.complete = self._remaining_bytes == 0
@@ -251,6 +272,8 @@ class ResponseReader:
             self.excess = True
         # the last five bytes, also when they came in several reads
         self._tail = bytes(data[-5:]) if len(data) >= 5 else (self._tail + data)[-5:]
+        # of a part of a size line no more than its CR was seen
+        self._between_chunks = not (self._events.open_chunks or self._events.complete) and self._tail[-1:] == b"\n"
         if self._events.complete:
             # The parser skips line ends behind a response without a word. The end proper is CR LF CR LF behind
             # something else, so further line ends show in the fifth byte from the end.

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from unittest import mock
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from proxy.core import injection
 from proxy.core.injection import UsageHider, refuses_stream_options
 from proxy.core.sse import MAX_EVENT_BYTES
 from tests.fakes.injected import MOST_NAMES, Pair, cut, hidden, pairs
@@ -122,6 +124,46 @@ def test_the_null_member_goes_with_its_comma(asked: str, unasked: str) -> None:
 def test_what_is_not_certain_stays(data: str) -> None:
     for event in (f"data: {data}\n\n", f"data: {data}\r\n\r\n", f": x\nevent: a\ndata:{data}\n\n"):
         assert once(event.encode()) == event.encode()
+
+
+_STRINGS = st.sampled_from([
+    "a", '"usage"', ',"usage":null', ',"usage":null}', "\\", '\\"', "}", "é", "\r", "\u2028", "usage",
+    ',"obfuscation":"x"',
+])  # fmt: skip
+_JSON = st.recursive(
+    st.none() | _STRINGS | st.integers(0, 9),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_STRINGS, inner, max_size=3),
+    max_leaves=6,
+)
+_FRAGMENTS = st.sampled_from([
+    '{"a":1', ',"usage":null', ',"usage":null}', ',"obfuscation":"aB3"}', "}", '"', "\\", ",", " ", "\r", '{"b":{"c":2',
+    '"us\\u0061ge":1', '"usage":', '{"usage":null', "[", "]", ',"obfuscation":"a\\""}', "x", "\n", "data: ",
+])  # fmt: skip
+
+
+@st.composite
+def _lines(draw: st.DrawFn) -> bytes:
+    """An event that ends as upstreams end them, or anything put together of what could deceive."""
+    if draw(st.booleans()):
+        text = "".join(draw(st.lists(_FRAGMENTS, max_size=9)))
+    else:
+        members = draw(st.dictionaries(_STRINGS, _JSON, min_size=1, max_size=3))
+        text = json.dumps(members, separators=(",", ":"), ensure_ascii=draw(st.booleans()))[:-1]
+        text += draw(st.sampled_from([',"usage":null}', ',"usage":null,"obfuscation":"q"}', ' ,"usage":null}', "}"]))
+    return b"data: %b\n\n" % text.encode()
+
+
+@given(st.lists(_lines(), min_size=1, max_size=3).map(b"".join))
+@example(b'data: {"a":1 ,"usage":null}\n\n')
+@example(b'data: {"a\\",\\"usage":null}\n\n')
+@example(b'data: {"a":{"b":1,"usage":null}\n\n')
+@example(b': xxxx{"a":1,"usage":null}\n\n')
+@example(b'data: {"a":\r1,"usage":null}\n\n')
+def test_the_short_way_hides_what_the_general_way_hides(block: bytes) -> None:
+    shown = once(block)
+    with mock.patch.object(injection, "_without_usual_member", return_value=None):
+        assert shown == once(block)
+    assert shown == UsageHider()._hide_in_events(block)
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from proxy.tasks import BackgroundTasks
-    from proxy.upstream.attempt import UpstreamStream
     from proxy.upstream.pool import UpstreamPool
+    from proxy.upstream.stream import UpstreamStream
     from tests.fakes.raw_upstream import RawPeer, RawUpstream
 
 GET = UpstreamRequest(b"GET", b"/v1/models", [(b"Host", b"upstream.test")])

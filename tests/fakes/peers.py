@@ -63,13 +63,11 @@ class FakeStream:
 class FakeDownstream:
     """Remembers what was written, each write by itself, and how it ended."""
 
+    is_direct = False
+    is_full = False
     first_byte_s = None
     backpressure = (0, 0.0)
     sent_bytes = 0
-    is_full = False
-
-    def when_drained(self, resume: object) -> None:
-        """It is never full."""
 
     def __init__(self) -> None:
         self.writes: list[bytes] = []
@@ -97,10 +95,15 @@ class FakeDownstream:
     async def write(self, data: bytes) -> None:
         self.writes.append(data)
 
-    def write_now(self, data: bytes) -> None:
+    def write_now(self, data: bytes) -> bool:
+        self.writes.append(data)
+        return not self.is_full
+
+    def write_comment(self, data: bytes) -> None:
         self.writes.append(data)
 
-    write_comment = write_now
+    async def drain(self) -> None:
+        """Nothing is held here."""
 
     async def finish(self) -> None:
         self.ended = "finish"

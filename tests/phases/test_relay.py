@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from proxy.phases.upstreams import Upstream
-    from proxy.upstream.attempt import UpstreamStream
+    from proxy.upstream.stream import UpstreamStream
 
 _UPSTREAM = cast("Upstream", SimpleNamespace(secrets=(b"sk-up-1", b"sk-up-2")))
 _BROKEN = errors.ProxyError(errors.UPSTREAM_PROTOCOL_ERROR, "broken")

@@ -21,7 +21,7 @@ from tests.fakes.usage_recordings import event, plain, said
 
 if TYPE_CHECKING:
     from proxy.phases.upstreams import Upstream
-    from proxy.upstream.attempt import UpstreamStream
+    from proxy.upstream.stream import UpstreamStream
 
 UNRECORDED = errors.ProxyError(errors.STORE_UNAVAILABLE, "The ledger cannot be written.")
 

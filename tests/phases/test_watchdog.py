@@ -15,7 +15,7 @@ from tests.fakes.peers import FakeDownstream
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Generator
 
-    from proxy.upstream.attempt import UpstreamStream
+    from proxy.upstream.stream import UpstreamStream
 
 
 class _Stream:
@@ -24,6 +24,7 @@ class _Stream:
     def __init__(self) -> None:
         self.failure: errors.ProxyError | None = None
         self.aborted = False
+        self.complete = False
         self.waiting = b""
 
     def read_nowait(self) -> bytes:
@@ -221,4 +222,33 @@ def test_comments_end_with_the_stream(loop: ManualLoop) -> None:
     stopped = _Watch(loop, idle_s=20.0)
     stopped.dog.keep_alive(15.0, stopped.comment)
     stopped.dog.stop()
+    assert not loop.timers
+
+
+def test_the_silence_of_a_flow_counts_from_what_came_last(loop: ManualLoop) -> None:
+    """It tells nobody of each event, so it is asked."""
+    watch, came_s = _Watch(loop, idle_s=10.0), [loop.now - 500.0]
+    watch.dog.keep_alive(4.0, watch.comment)
+    watch.dog.flows(lambda: loop.now - came_s[0])
+    loop.advance(9.9)
+    assert (watch.dog.fired, len(watch.comments)) == (None, 2)
+    came_s[0] = loop.now
+    loop.advance(9.9)
+    assert watch.dog.fired is None
+    loop.advance(0.2)
+    assert watch.dog.fired == "idle"
+
+
+def test_behind_a_flow_nobody_waits(loop: ManualLoop) -> None:
+    watch = _Watch(loop, idle_s=10.0)
+    watch.dog.flows(lambda: loop.now)
+    watch.dog.flows(None)
+    loop.advance(30.0)
+    assert watch.dog.fired is None
+
+
+def test_nobody_is_hurried_whose_body_is_whole(loop: ManualLoop) -> None:
+    watch = _Watch(loop)
+    watch.stream.complete = True
+    watch.dog.hurry(1.0)
     assert not loop.timers

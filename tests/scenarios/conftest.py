@@ -1,4 +1,4 @@
-"""What all scenarios share: certificates."""
+"""What all scenarios share: certificates, and the two forms of the relay."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 import trustme
+
+from proxy.phases import relay
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -20,6 +22,13 @@ class Certificates(NamedTuple):
     key_file: str
     server: ssl.SSLContext
     client: ssl.SSLContext
+
+
+@pytest.fixture(params=["at the transport", "plain"])
+def relay_form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A test that uses it is run over both forms of the relay."""
+    if request.param == "plain":
+        monkeypatch.setattr(relay, "may_flow", lambda *_: False)
 
 
 @pytest.fixture(scope="session")

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
     from tests.scenarios.conftest import Certificates
 
+pytestmark = pytest.mark.usefixtures("relay_form")
+
 EVENTS: Final = 400
 WORDS: Final = (
     " the",

@@ -13,6 +13,8 @@ from tests.fakes.endings import assert_told, rest
 from tests.fakes.line import LAST_CHUNK, chunk, head, line
 from tests.fakes.recordings import CHAT, DONE, FINISH, RESPONSES, ROLE, delta, response_event
 
+pytestmark = pytest.mark.usefixtures("relay_form")
+
 _ON: Final[dict[str, Any]] = {"server": {"keepalive_comment": 0.03}}
 _IDLE: Final[dict[str, Any]] = {"upstream": {"timeouts": TimeoutsConfig(idle=0.2)}}
 _TIMEOUT: Final = "upstream_timeout"

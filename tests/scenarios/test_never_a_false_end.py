@@ -20,6 +20,8 @@ from tests.fakes.recordings import (
     delta,
 )
 
+pytestmark = pytest.mark.usefixtures("relay_form")
+
 _PROTOCOL: Final = "upstream_protocol_error"
 _TIMEOUT: Final = "upstream_timeout"
 _HALF: Final = b'data: {"choices":[{"index":0,"delta":{"content":"ha'

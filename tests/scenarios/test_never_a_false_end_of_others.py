@@ -11,6 +11,8 @@ from tests.fakes.endings import assert_cut, assert_envelope, assert_told, end, r
 from tests.fakes.line import CHAT_REQUEST, LAST_CHUNK, chunk, head, line
 from tests.fakes.recordings import CHAT, DONE, RESPONSES, ROLE, delta, response_event
 
+pytestmark = pytest.mark.usefixtures("relay_form")
+
 _PROTOCOL: Final = "upstream_protocol_error"
 
 

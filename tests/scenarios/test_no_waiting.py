@@ -7,7 +7,7 @@ import pytest
 from tests.fakes.line import LAST_CHUNK, chunk, head, line
 from tests.fakes.recordings import DONE, FINISH, RESPONSES, ROLE, delta, response_event
 
-pytestmark = pytest.mark.asyncio(loop_factories=["uvloop", "asyncio"])
+pytestmark = [pytest.mark.asyncio(loop_factories=["uvloop", "asyncio"]), pytest.mark.usefixtures("relay_form")]
 
 
 async def test_the_head_comes_before_the_first_event() -> None:

@@ -18,6 +18,8 @@ from tests.fakes.running import KEY
 if TYPE_CHECKING:
     from tests.fakes.recordings import Recording
 
+pytestmark = pytest.mark.usefixtures("relay_form")
+
 _STREAM = b'{"model":"m","stream":true}'
 _STATEFUL: Final[dict[str, Any]] = {
     "plans": {"all": PlanConfig(endpoints=("inference", "stateful"))},

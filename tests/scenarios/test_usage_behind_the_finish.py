@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from tests.fakes.line import Line
     from tests.fakes.raw_upstream import RawPeer
 
-pytestmark = pytest.mark.asyncio(loop_factories=["uvloop", "asyncio"])
+pytestmark = [pytest.mark.asyncio(loop_factories=["uvloop", "asyncio"]), pytest.mark.usefixtures("relay_form")]
 
 STARTED: Final = [said("one two"), said(" three")]
 FINISHED: Final = [*STARTED, said(None, "stop")]

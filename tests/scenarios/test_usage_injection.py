@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from tests.fakes.client import Answer
     from tests.fakes.line import Line
 
+pytestmark = pytest.mark.usefixtures("relay_form")
+
 ASKS: Final = b'"include_usage":true'
 STREAM: Final = b'{"model":"m","stream":true}'
 INJECTED: Final = b'{"stream_options":{"include_usage":true},"model":"m","stream":true}'

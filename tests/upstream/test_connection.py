@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from proxy.tasks import BackgroundTasks
-    from proxy.upstream.attempt import UpstreamStream
+    from proxy.upstream.stream import UpstreamStream
     from tests.fakes.raw_upstream import RawPeer
     from tests.upstream.conftest import Certificates
 

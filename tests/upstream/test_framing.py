@@ -161,3 +161,52 @@ def test_damage_reads_the_same_however_it_is_cut_and_is_never_framed_wrongly(wir
     assert read(bytewise(wire)) == whole
     if whole.state == "complete":
         assert whole.body == naive(wire)
+
+
+@given(
+    st.lists(
+        st.binary(min_size=1, max_size=40).map(lambda body: b"%x\r\n%b\r\n" % (len(body), body))
+        | st.sampled_from([b"5;a=b\r\nhello\r\n", b"005\r\nhello\r\n", b"A\r\n0123456789\r\n", b"0\r\n\r\n", b"0\r\n"])
+        | st.sampled_from(
+            [b"5\r\nhello", b"\r\n", b"5\r", b"\n", b"hello\r\n", b"5\r\n\r\n", b"3\r\n\r\n\r\n\r\n", b"g\r\n"]
+        )
+        | st.sampled_from(
+            [b"5\nhello\n", b"5 \r\nhello\r\n", b"+5\r\nhello\r\n", b"1_0\r\n0123456789abcdef\r\n", b"x"]
+        ),
+        max_size=8,
+    )
+)
+@example([b"5\r", b"5\r\nhello\r\n"])
+@example([b"5\r\nhello\r\n1", b"5\r\nhello\r\n"])
+def test_a_whole_chunk_taken_past_the_parser_is_what_the_parser_takes(pieces: list[bytes]) -> None:
+    """However the reads before it ended: in a size line, in a chunk, between two of them."""
+    reader, body, state = ResponseReader(), b"", "waiting"
+    reader.feed(CHUNKED)
+    try:
+        for piece in pieces:
+            if reader.complete:
+                reader.feed(piece)
+                continue
+            whole = reader.whole_chunk(memoryview(piece))
+            if not whole:
+                reader.feed(memoryview(piece))
+            body += whole + reader.take()
+    except ProxyError as error:
+        state = error.kind.outcome
+        body += reader.take()
+    general = read([CHUNKED, *pieces], take=True)
+    assert (body, reader.excess) == (general.body, general.excess)
+    assert reader.received_bytes == len(body)
+    assert ("complete" if reader.complete else state) == general.state
+
+
+def test_usual_chunks_need_no_parser() -> None:
+    reader = ResponseReader()
+    reader.feed(CHUNKED)
+    assert reader.whole_chunk(b"5\r\nhello\r\n") == b"hello"
+    reader.feed(b"1\r\nx\r\n2\r\nyz\r\n")
+    assert reader.take() == b"xyz"
+    assert reader.whole_chunk(memoryview(b"5\r\nhello\r\n")) == b"hello"
+    reader.feed(b"6\r\n")
+    assert reader.whole_chunk(b"1\r\nA\r\n") == b""
+    assert ResponseReader().whole_chunk(b"1\r\nA\r\n") == b""

@@ -12,7 +12,7 @@ from tests.fakes.exchanges import CHUNKED, GET, HELLO, OK, read_all, start, turn
 
 if TYPE_CHECKING:
     from proxy.tasks import BackgroundTasks
-    from proxy.upstream.attempt import UpstreamStream
+    from proxy.upstream.stream import UpstreamStream
     from tests.fakes.raw_upstream import RawPeer, RawUpstream
 
 

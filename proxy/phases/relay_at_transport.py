@@ -1,0 +1,116 @@
+"""The fast form of the relay's read: usual events go from one transport to the other in the callback they arrive in.
+
+Between two reads of the plain loop usual events may come: whole ones, of which nothing is to be judged. They need no
+task: they are looked at and written at once. What is anything else, and every end, is left for the plain loop to read,
+as if it had come just then; so there is one place where a stream is judged, and the order of its bytes is kept.
+
+A write that fills the client's transport ends the flow too: then the upstream's connection holds what comes, and stops
+reading, until the client has read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from proxy.core.ending import EndingWatch
+    from proxy.core.sse import EventScanner
+    from proxy.phases.exchange import Downstream
+    from proxy.phases.forward import Answer
+    from proxy.phases.relay import Accompaniment
+
+
+def may_flow(downstream: Downstream, along: Accompaniment) -> bool:
+    """Whether events may go past the loop: not to a client of HTTP/1.0, nor where leave must be asked for them."""
+    return downstream.is_direct and along.allowance is None
+
+
+class EventFlow:
+    """Relays usual events while the plain loop waits for others, with the loop's own scanner, watches and hider.
+
+    Only where `may_flow`. `finished` is called with each write behind a finish.
+    """
+
+    def __init__(
+        self,
+        answer: Answer,
+        downstream: Downstream,
+        along: Accompaniment,
+        scanner: EventScanner,
+        ending: EndingWatch,
+        *,
+        finished: Callable[[], object],
+    ) -> None:
+        self._stream = answer.stream
+        self._watchdog = answer.watchdog
+        self._downstream = downstream
+        self._gaps = along.gaps
+        self._observer = along.observer
+        self._hide = along.hide
+        self._scanner = scanner
+        self._ending = ending
+        self._finished = finished
+        self._end: asyncio.Future[None] | None = None  # of the flow, while there is one
+
+    async def read(self) -> bytes:
+        """The next bytes that are for the plain loop, b"" at the clean end. Raises as `Watchdog.read` does.
+
+        Raises `ConnectionError` too, when the client has left.
+        """
+        while not (data := self._watchdog.read_nowait()):
+            if not self._stream.is_open:
+                return await self._watchdog.read()
+            await self._flow()
+            if self._downstream.is_full:
+                await self._downstream.drain()
+        return data
+
+    async def _flow(self) -> None:
+        """Relay what comes until something else comes, or the client's transport is full."""
+        self._end = asyncio.get_running_loop().create_future()
+        self._watchdog.flows(self._silent_s)
+        self._stream.flow_into(self._arrived)
+        try:
+            await self._end
+        finally:
+            self._stream.flow_into(None)
+            self._watchdog.flows(None)
+
+    def _arrived(self, data: bytes) -> None:
+        """Called by the connection. Errors are raised where they can be handled: in the exchange's task."""
+        try:
+            # an event that may tell of an error is for the loop to judge
+            if b"error" in data or not self._scanner.takes(data):
+                self._stop(data)
+                return
+            self._gaps.saw(time.perf_counter())
+            self._ending.flowed(data)
+            self._observer.saw(data)
+            if self._hide is not None:
+                data = self._hide(data)
+            if data and not self._downstream.write_now(data):
+                self._stop()
+            if self._ending.finish_seen:
+                self._finished()
+        except Exception as error:  # noqa: BLE001 - as the docstring says
+            self._stop(error=error)
+
+    def _stop(self, data: bytes = b"", error: Exception | None = None) -> None:
+        """Let the plain loop go on, with `data`."""
+        self._stream.flow_into(None)
+        self._stream.unread(data)
+        end = self._end
+        if end is None or end.done():
+            return
+        if error is None:
+            end.set_result(None)
+        else:
+            end.set_exception(error)
+
+    def _silent_s(self) -> float:
+        """For how long nothing has come."""
+        return time.perf_counter() - self._gaps.last_s
