@@ -20,11 +20,11 @@ import pytest
 
 from proxy.config.settings import ServerTlsConfig
 from proxy.config.upstreams import TimeoutsConfig, UpstreamTlsConfig
-from proxy.stores.ledger import DatabaseLedger
-from proxy.upstream.silence import Silence
+from proxy.phases import relay
 from tests.fakes.raw_client import RawClient
 from tests.fakes.raw_upstream import FullListener, RawPeer, RawUpstream
 from tests.fakes.running import Running, running, upstream_config
+from tests.fakes.under_way import Watch
 from tests.fakes.waiting import until
 
 if TYPE_CHECKING:
@@ -214,30 +214,6 @@ def rows() -> Iterator[str]:
         yield f"{stage:20}" + "".join(f"{cell:>20}" for cell in cells)
 
 
-class Watch:
-    """What is under way in the loop besides the test itself: tasks, and on asyncio's own loop timers."""
-
-    def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._tasks = asyncio.all_tasks()
-        self._timers = self._armed()
-
-    def _armed(self) -> set[asyncio.TimerHandle]:
-        scheduled: list[asyncio.TimerHandle] = getattr(self._loop, "_scheduled", [])
-        return {timer for timer in scheduled if not timer.cancelled() and not _is_shared(timer)}
-
-    @property
-    def left(self) -> list[object]:
-        return [*(asyncio.all_tasks() - self._tasks), *(self._armed() - self._timers)]
-
-
-def _is_shared(timer: asyncio.TimerHandle) -> bool:
-    """One for all exchanges, which ends by itself; that of an upstream's first bytes once it expects none."""
-    callback = getattr(timer, "_callback", None)
-    owner = getattr(callback, "__self__", None)
-    return isinstance(owner, DatabaseLedger) or (isinstance(owner, Silence) and not len(owner))
-
-
 @contextlib.asynccontextmanager
 async def proxied(stage: str, wire: str, certificates: Certificates) -> AsyncIterator[tuple[Running, RawUpstream]]:
     secure = wire == "tls"
@@ -304,3 +280,12 @@ async def test_upstream_sees_the_end_within_50_ms(stage: str, how: str, wire: st
                 break
         FIGURES[stage][loop, wire, how] = min(figures)
         assert min(figures) < LIMIT_S
+
+
+@pytest.mark.parametrize("stage", [stage for stage, at in STAGES.items() if at.phase == "relay"])
+async def test_the_plain_relay_lets_go_as_soon(
+    stage: str, certificates: Certificates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(relay, "may_flow", lambda *_: False)
+    async with proxied(stage, "tcp", certificates) as (proxy, upstream):
+        assert min([await once(proxy, upstream, STAGES[stage], "close", certificates) for _ in range(TRIES)]) < LIMIT_S

@@ -91,6 +91,7 @@ async def assert_cut(proxy: Running, client: RawClient) -> None:
     assert not received.endswith(b"0\r\n\r\n")
 
 
+@pytest.mark.usefixtures("relay_form")
 async def test_a_client_that_accepts_nothing_is_cut(wire: str, certificates: Certificates) -> None:
     """And the upstream is aborted: not before `write_stall`, and not much later."""
     async with streaming(wire, certificates) as (proxy, peer, client), meanwhile(peer):
@@ -116,6 +117,7 @@ async def test_a_client_that_reads_slowly_but_steadily_is_not(wire: str, certifi
         assert proxy.exchanges == []
 
 
+@pytest.mark.usefixtures("relay_form")
 async def test_a_client_that_leaves_a_finished_answer_unread_is_cut(wire: str, certificates: Certificates) -> None:
     """Everything the upstream had to say waits in the proxy's own buffers: still nobody may sit on it for ever."""
     async with streaming(wire, certificates) as (proxy, peer, client):
