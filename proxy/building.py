@@ -19,7 +19,7 @@ from proxy.core.quota import Kind
 from proxy.core.retry import RetryPolicy
 from proxy.core.retry_budget import RetryBudget
 from proxy.core.throttle import Throttle
-from proxy.core.tokens import CL100K, O200K, encoding_of
+from proxy.core.tokens import CL100K, O200K, encodings_like
 from proxy.phases.authenticate import Keyring, Plan, Principal, digest_of, terms_of
 from proxy.phases.places import QueueLimits
 from proxy.phases.route import Model, Route, Router
@@ -30,7 +30,7 @@ from proxy.upstream.pool import UpstreamPool
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from proxy.config.settings import Config, KeyConfig, ModelLimitsConfig, PlanConfig
+    from proxy.config.settings import Config, KeyConfig, ModelConfig, ModelLimitsConfig, PlanConfig
     from proxy.config.upstreams import UpstreamConfig
 
 # local servers are given placeholders such as "x" or "EMPTY": masking those would tear words of error messages apart
@@ -125,12 +125,15 @@ def router_of(config: Config, upstreams: dict[str, Upstream]) -> Router:
     models = {}
     for pattern, model in config.models.items():
         routes = [
-            Route(upstreams[one.upstream or default], one.model, one.weight, one.priority)
-            for one in sorted(model.routes or (RouteConfig(),), key=lambda one: one.priority)
-            if one.weight > 0
+            Route(upstreams[one.upstream or default], one.model, one.weight, one.priority) for one in _routes_of(model)
         ]
         models[pattern] = Model(tuple(routes), model.max_output_tokens, model.encoding)
     return Router(upstreams[default], PatternTable(models), models)
+
+
+def _routes_of(model: ModelConfig) -> list[RouteConfig]:
+    """Those of a model that are used, the first choice first."""
+    return sorted((one for one in model.routes or (RouteConfig(),) if one.weight > 0), key=lambda one: one.priority)
 
 
 def queue_limits_of(config: Config) -> QueueLimits:
@@ -183,10 +186,13 @@ def _principal(key: KeyConfig, plan: Plan) -> Principal:
 
 
 def encodings_of(config: Config) -> set[str]:
-    """What may have to be counted with; any, where any model may come."""
+    """What may have to be counted with, by the names that first choices have for models; any, where any may come."""
     if not config.models:
         return {O200K, CL100K}
-    return {model.encoding or encoding_of(pattern) for pattern, model in config.models.items()}
+    found = set()
+    for pattern, model in config.models.items():
+        found |= {model.encoding} if model.encoding else encodings_like(_routes_of(model)[0].model or pattern)
+    return found
 
 
 def _digest(key: KeyConfig) -> bytes:

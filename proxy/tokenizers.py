@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from proxy.core.tokens import TokenCounter
 
 _LIBRARY: Final = "toktok"
+_KNOWN: Final = frozenset({O200K, CL100K})
 # What is counted at once: a call costs 15 µs, and this much of the text that is slowest to count 1.1 ms.
 AT_ONCE_CHARS: Final = 4096
 _LONGEST_REMEMBERED_CHARS: Final = 32_768
@@ -34,14 +35,15 @@ def installed() -> bool:
 
 
 def load(encodings: Iterable[str]) -> TokenCounter:
-    """The best counter there is, with the tables of `encodings` and of o200k_base in memory.
+    """The best counter there is, with the tables of `encodings` in memory; of none that is known, o200k_base's.
 
-    Takes half a second for each encoding and holds the interpreter lock meanwhile: call it before serving. Raises
-    ImportError where the extra is installed but broken.
+    Takes up to half a second and 63 MiB for each encoding, and holds the interpreter lock meanwhile: call it before
+    serving. What it was not given is counted as o200k_base, or by the one table there is. Raises ImportError where
+    the extra is installed but broken.
     """
     if not installed():
         return ApproximateCounter()
-    return _ExactCounter(importlib.import_module(_LIBRARY), {O200K, *encodings} & {O200K, CL100K})
+    return _ExactCounter(importlib.import_module(_LIBRARY), {*encodings} & _KNOWN or {O200K})
 
 
 def prepare(counter: TokenCounter, encodings: Iterable[str]) -> None:
@@ -62,13 +64,13 @@ class _ExactCounter:
         self.prepare(encodings)
 
     def count(self, texts: Sequence[str], encoding: str) -> int:
-        memory = self._memories.get(encoding)
-        return (self._memories[O200K] if memory is None else memory).count(texts)
+        return self._memories.get(encoding, self._otherwise).count(texts)
 
     def prepare(self, encodings: Iterable[str]) -> None:
-        for encoding in ({*encodings} & {O200K, CL100K}) - self._memories.keys():
+        for encoding in ({*encodings} & _KNOWN) - self._memories.keys():
             self._counts([""], encoding)
             self._memories[encoding] = _Memory(functools.partial(self._counts, encoding=encoding))
+        self._otherwise = self._memories.get(O200K) or self._memories[CL100K]
 
     def _counts(self, batch: list[str], encoding: str) -> list[int]:
         # threads=0 would start threads, which costs four times the call

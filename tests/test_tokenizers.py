@@ -67,6 +67,10 @@ def test_an_encoding_that_was_not_loaded_is_not_loaded_later() -> None:
     text = ["Привет, как дела?"]
     assert EXACT.count(text, CL100K) != EXACT.count(text, O200K)
     assert load([]).count(text, CL100K) == EXACT.count(text, O200K)
+    only = load([CL100K])
+    assert only.count(text, O200K) == only.count(text, CL100K) == EXACT.count(text, CL100K)
+    tokenizers.prepare(only, [O200K])
+    assert only.count(text, "nonsense") == only.count(text, O200K) == EXACT.count(text, O200K)
     assert load(["o200k_harmony", "nonsense"]).count(text, "o200k_harmony") == EXACT.count(text, O200K)
 
 

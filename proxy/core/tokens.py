@@ -27,6 +27,11 @@ _CUT_WITHIN_CHARS: Final = 1024
 _CL100K_MODELS: Final = re.compile(
     r"gpt-4(?![.o\d])|gpt-3\.5|gpt-35|text-embedding-(?:ada-002|3-)|davinci-002|babbage-002"
 )
+# What decides for it: a name that goes on behind less may be of either encoding.
+_CL100K_STEMS: Final = (
+    *("ft:", "gpt-4-", "gpt-3.5", "gpt-35", "davinci-002", "babbage-002"),
+    *("text-embedding-ada-002", "text-embedding-3-"),
+)
 
 
 class TokenCounter(Protocol):
@@ -48,6 +53,20 @@ def encoding_of(model: str) -> str:
     """
     name = model.lower().rpartition("/")[2].removeprefix("ft:")
     return CL100K if _CL100K_MODELS.match(name) else O200K
+
+
+def encodings_like(pattern: str) -> set[str]:
+    """The encodings that models may have whose names match `pattern` (patterns.py), by what it begins with.
+
+    Behind a wildcard no vendor prefix is looked for: `azure*` is not taken for `azure/gpt-4`.
+    """
+    begins = re.split("[*?]", pattern, maxsplit=1)[0]
+    if begins == pattern:
+        return {encoding_of(pattern)}
+    name = begins.lower().rpartition("/")[2].removeprefix("ft:")
+    if any(stem.startswith(name) and stem != name for stem in _CL100K_STEMS):
+        return {O200K, CL100K}
+    return {encoding_of(begins)}
 
 
 def batches(texts: Sequence[str]) -> Iterator[list[str]]:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from proxy import tokenizers
 from proxy.core import tokens
-from proxy.core.tokens import CL100K, MAX_BATCH_CHARS, O200K, ApproximateCounter, batches, encoding_of
+from proxy.core.tokens import CL100K, MAX_BATCH_CHARS, O200K, ApproximateCounter, batches, encoding_of, encodings_like
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -119,6 +119,44 @@ def exact() -> tokens.TokenCounter:
 )
 def test_a_model_has_its_encoding(model: str, encoding: str) -> None:
     assert encoding_of(model) == encoding
+
+
+@pytest.mark.parametrize(
+    ("pattern", "encodings"),
+    [
+        ("gpt-4", {CL100K}),
+        ("gpt-4o", {O200K}),
+        ("*", {O200K, CL100K}),
+        ("openai/*", {O200K, CL100K}),
+        ("gpt-*", {O200K, CL100K}),
+        ("gpt-4*", {O200K, CL100K}),
+        ("gpt-4?", {O200K, CL100K}),
+        ("gpt-4o*", {O200K}),
+        ("gpt-4-*", {CL100K}),
+        ("OpenAI/ft:gpt-3.5*", {CL100K}),
+        ("f*", {O200K, CL100K}),
+        ("text-embedding-3-*", {CL100K}),
+        ("llama*", {O200K}),
+        ("mock*", {O200K}),
+    ],
+)
+def test_a_pattern_has_the_encodings_of_what_it_may_match(pattern: str, encodings: set[str]) -> None:
+    assert encodings_like(pattern) == encodings
+
+
+@given(
+    st.sampled_from(["", "openai/", "ft:", "a/ft:"]),
+    st.sampled_from(
+        ["gpt-4o-mini", "gpt-4-turbo", "gpt-4.1", "gpt-3.5-turbo", "text-embedding-ada-002", "gpt-35", "o1"]
+    )
+    | st.sampled_from(["text-embedding-3-small", "davinci-002", "babbage-002", "ft:gpt-4", "chatgpt-4o-latest"]),
+    st.text("gpt-45.3o", max_size=4),
+    st.integers(0, 30),
+    st.sampled_from("*?"),
+)
+def test_no_encoding_of_a_matching_name_is_missed(vendor: str, model: str, more: str, cut: int, wildcard: str) -> None:
+    """Wherever a name that goes on in any way is replaced by a wildcard."""
+    assert encoding_of(vendor + model + more) in encodings_like((vendor + (model + more)[:cut]) + wildcard)
 
 
 @pytest.mark.parametrize("encoding", [O200K, CL100K])
