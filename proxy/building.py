@@ -189,7 +189,7 @@ def encodings_of(config: Config) -> set[str]:
     """What may have to be counted with, by the names that first choices have for models; any, where any may come."""
     if not config.models:
         return {O200K, CL100K}
-    found = set()
+    found: set[str] = set()
     for pattern, model in config.models.items():
         found |= {model.encoding} if model.encoding else encodings_like(_routes_of(model)[0].model or pattern)
     return found
