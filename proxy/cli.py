@@ -20,7 +20,7 @@ import click
 
 from proxy import __version__
 from proxy.commands import keys
-from proxy.commands.common import CONFIG_OPTION, fail, load, load_or_default
+from proxy.commands.common import CONFIG_OPTION, fail, importing, load, load_or_default
 from proxy.stores.base import LedgerProblem
 
 if TYPE_CHECKING:
@@ -57,8 +57,9 @@ def serve(config_file: Path | None, host: str | None, port: int | None, workers:
     is set, else to the built-in simulator.
     """
     _leave_when_told()
-    from proxy import serving
-    from proxy.config import file
+    with importing():
+        from proxy import serving
+        from proxy.config import file
 
     chosen = None if config_file is None else load(config_file)
     read = None if config_file is None else functools.partial(file.load, config_file, os.environ)
@@ -73,7 +74,8 @@ def serve(config_file: Path | None, host: str | None, port: int | None, workers:
 @click.argument("api", type=int)
 def worker(control: int, api: int) -> None:
     """Be one of the workers of `serve`, which alone starts this."""
-    from proxy import process
+    with importing():
+        from proxy import process
 
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         sys.exit(runner.run(process.work(control, api)))

@@ -23,9 +23,7 @@ from proxy.control import StartError
 from proxy.core.patterns import PatternTable, is_pattern
 from proxy.process import serving_worker, telemetry
 from proxy.reloading import Reloads
-from proxy.simulator.server import MODEL_HELP, Simulator
 from proxy.sockets import given, listener, tell_systemd
-from proxy.supervisor import Supervisor
 from proxy.tasks import BackgroundTasks
 
 if TYPE_CHECKING:
@@ -35,6 +33,7 @@ if TYPE_CHECKING:
 
     from proxy.config.settings import Config, OpsConfig
     from proxy.process import Telemetry
+    from proxy.supervisor import Supervisor
     from proxy.worker import Worker
 
 _DEMO_QUESTION = "What happens between my question and your answer?"
@@ -124,6 +123,8 @@ async def _supervisor(
     config: Config, seen: Telemetry, api: socket.socket | None, ops: socket.socket | None
 ) -> AsyncIterator[Supervisor]:
     """A supervisor whose workers accept connections; all of them have ended at the end."""
+    from proxy.supervisor import Supervisor
+
     supervisor = Supervisor(config, *seen, api=api, ops=ops)
     try:
         await supervisor.start()
@@ -136,6 +137,8 @@ async def _unconfigured(stack: contextlib.AsyncExitStack) -> tuple[Config, str]:
     """A configuration from the environment alone, the simulator running where no upstream is known."""
     simulator_url = None
     if wants_simulator(os.environ):
+        from proxy.simulator.server import Simulator
+
         simulator = Simulator()
         await simulator.start()
         stack.push_async_callback(simulator.close)
@@ -193,6 +196,8 @@ def _host(host: str) -> str:
 
 async def simulate(host: str, port: int, *, echo: Callable[[str], None]) -> None:
     """Run the simulator until a signal. Raises `OSError` for an address that cannot be had."""
+    from proxy.simulator.server import MODEL_HELP, Simulator
+
     simulator = Simulator()
     await simulator.start(host, port)
     echo(f"The simulator listens on {simulator.url}: an OpenAI-compatible upstream with no model.\n\n{MODEL_HELP}")
@@ -204,6 +209,8 @@ async def simulate(host: str, port: int, *, echo: Callable[[str], None]) -> None
 
 async def demo(port: int, *, once: bool, banner: Callable[[Served], None], echo: Callable[[str], None]) -> None:
     """Start simulator and proxy, ask one question with the OpenAI SDK, then serve on until a signal."""
+    from proxy.simulator.server import Simulator
+
     async with contextlib.AsyncExitStack() as stack:
         simulator = Simulator()
         await simulator.start()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import importlib
 import json
 import re
 import socket
@@ -16,6 +18,7 @@ import pytest
 from click.testing import CliRunner
 
 from proxy import __version__, cli
+from proxy.commands.common import importing
 from tests.fakes.client import RecordingClient
 from tests.fakes.commands import Child, command, environment
 
@@ -57,6 +60,15 @@ def _port(url: str) -> int:
     return int(found[1])
 
 
+def test_the_collector_rests_while_a_command_imports_and_no_longer() -> None:
+    with importing():
+        assert not gc.isenabled()
+    assert gc.isenabled()
+    with pytest.raises(ModuleNotFoundError), importing():
+        importlib.import_module("proxy.no_such_module")
+    assert gc.isenabled()
+
+
 async def _run_line(line: str, env: dict[str, str]) -> str:
     """Paste a line into a shell."""
     shell = await asyncio.create_subprocess_exec(
@@ -93,7 +105,13 @@ async def test_python_m_proxy_is_the_command(tmp_path: Path) -> None:
     assert child.out == f"sluice, version {__version__}\n"
 
 
-@pytest.mark.parametrize(("module", "spared"), [("proxy.cli", {"aiohttp", "openai"}), ("proxy.serving", {"openai"})])
+@pytest.mark.parametrize(
+    ("module", "spared"),
+    [
+        ("proxy.cli", {"aiohttp", "openai", "sqlalchemy"}),
+        ("proxy.serving", {"alembic", "openai", "opentelemetry", "proxy.simulator", "proxy.supervisor", "redis"}),
+    ],
+)
 def test_a_command_loads_no_more_than_it_needs(module: str, spared: set[str]) -> None:
     code = f"import sys, {module}; sys.exit(' '.join({spared} & set(sys.modules)) or 0)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
