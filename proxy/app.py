@@ -23,7 +23,7 @@ from proxy.stores.base import LedgerProblem
 from proxy.stores.database import reason_of
 from proxy.stores.keys import KeyStore
 from proxy.tasks import BackgroundTasks
-from proxy.tokenizers import BackgroundCounter, prepare
+from proxy.tokenizers import BackgroundCounter, load, prepare
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Engine
 
     from proxy.config.settings import Config
+    from proxy.core.tokens import TokenCounter
     from proxy.opening import Opened
     from proxy.phases.live import LiveExchanges
     from proxy.phases.pipeline import Pipeline
@@ -56,13 +57,16 @@ class App:
         metrics: Metrics,
         log: structlog.typing.FilteringBoundLogger,
         opened: Opened,
+        counter: TokenCounter,
+        *,
         drained: Iterable[str] = (),
     ) -> None:
         self.log = log
         self.is_draining = False
         self._opened = opened
         self._chores = BackgroundTasks()
-        self._beside = BackgroundCounter(opened.counter)
+        self._counter = counter
+        self._beside = BackgroundCounter(counter)
         self.ledger = ledger_of(config, opened.engine, metrics)
         self._quotas = Quotas(opened.store, self._later, metrics.quotas)
         self._standing = Standing(
@@ -71,7 +75,7 @@ class App:
             self.ledger,
             KeyStore(opened.engine),
             self._quotas,
-            Counting(opened.counter, self._beside),
+            Counting(counter, self._beside),
             Balancer(queue_limits_of(config), metrics.routing, time.monotonic, random.random),
             set(drained),
         )
@@ -122,7 +126,7 @@ class App:
 
         Raises `OSError` for a file that cannot be used, SQLAlchemy's errors where the stored keys cannot be read.
         """
-        await asyncio.to_thread(prepare, self._opened.counter, encodings_of(config))
+        prepare(self._counter, encodings_of(config))
         made = Generation(config, self._standing, self._generation)
         await made.keys.load()
         return made
@@ -186,7 +190,8 @@ async def open_app(
     drained: Iterable[str] = (),
 ) -> App:
     """A started App. Raises `LedgerProblem` when the ledger cannot be opened, naming why."""
-    app = App(config, metrics, log, await asyncio.to_thread(open_all, config, metrics, log), drained)
+    opened = await asyncio.to_thread(open_all, config, metrics, log)
+    app = App(config, metrics, log, opened, load(encodings_of(config)), drained=drained)
     try:
         await app.start()
     except SQLAlchemyError as error:

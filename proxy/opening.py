@@ -1,4 +1,4 @@
-"""Open what an App stands on: the ledger, the quota store, the tables of tokens. Takes its time, and files."""
+"""Open what an App stands on: the ledger, the quota store, the collector of traces. Takes its time, and files."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from sqlalchemy.exc import SQLAlchemyError
 
 from proxy import __version__
-from proxy.building import encodings_of
 from proxy.config.values import is_in_memory
 from proxy.phases.tracing import Tracing
 from proxy.stores.base import LedgerProblem
@@ -24,7 +23,6 @@ from proxy.stores.memory import MemoryQuotaStore
 from proxy.stores.recall import recall
 from proxy.stores.recovery import boot_time_ms
 from proxy.stores.transient import transient_ledger
-from proxy.tokenizers import load
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -34,7 +32,6 @@ if TYPE_CHECKING:
 
     from proxy.config.settings import Config
     from proxy.core.quota import Demand, Limit
-    from proxy.core.tokens import TokenCounter
     from proxy.stores.base import Recall
     from proxy.stores.redis import RedisQuotaStore
     from proxy.telemetry.metrics import Metrics
@@ -49,7 +46,6 @@ class Opened(NamedTuple):
     """What is open. `store` counts quotas; `shared` is the same if several processes share it."""
 
     engine: Engine
-    counter: TokenCounter
     recalls: Recalls
     store: MemoryQuotaStore | RedisQuotaStore
     shared: RedisQuotaStore | None
@@ -93,12 +89,11 @@ def open_all(config: Config, metrics: Metrics, log: structlog.typing.FilteringBo
         reason = reason_of(error) if isinstance(error, SQLAlchemyError) else error.strerror
         raise LedgerProblem(f"the ledger {config.ledger.url} cannot be opened: {reason}") from error
     recalls = Recalls(engine)
-    counter = load(encodings_of(config))
     tracing = _tracing(config, metrics, log)
     if config.store.url.reveal() == _IN_MEMORY:
-        return Opened(engine, counter, recalls, MemoryQuotaStore(_steady_clock_ms(), recalls), None, tracing)
+        return Opened(engine, recalls, MemoryQuotaStore(_steady_clock_ms(), recalls), None, tracing)
     shared = _redis(config, metrics, recalls)
-    return Opened(engine, counter, recalls, shared, shared, tracing)
+    return Opened(engine, recalls, shared, shared, tracing)
 
 
 def _tracing(config: Config, metrics: Metrics, log: structlog.typing.FilteringBoundLogger) -> Tracing | None:

@@ -38,8 +38,11 @@ def load(encodings: Iterable[str]) -> TokenCounter:
     """The best counter there is, with the tables of `encodings` in memory; of none that is known, o200k_base's.
 
     Takes up to half a second and 63 MiB for each encoding, and holds the interpreter lock meanwhile: call it before
-    serving. What it was not given is counted as o200k_base, or by the one table there is. Raises ImportError where
-    the extra is installed but broken.
+    serving, and in the event loop's thread. The library keeps 16 MiB of working memory for whichever thread counts
+    first, and as much for the others: what a thread that never counts again was given would be lost.
+
+    What has no table is counted by o200k_base, or by the one table there is. Raises ImportError where the extra is
+    installed but broken.
     """
     if not installed():
         return ApproximateCounter()

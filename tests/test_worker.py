@@ -9,6 +9,7 @@ import signal
 import socket
 from typing import TYPE_CHECKING, Any, Final
 
+import psutil
 import pytest
 
 from proxy.sockets import listener
@@ -244,3 +245,15 @@ def test_connections_are_limited_to_what_the_descriptors_allow(monkeypatch: pyte
     assert log.said == []
     assert connection_limit(9000, log) == 1000
     assert [line["allowed"] for line in log.said] == [1000]
+
+
+async def test_the_first_request_finds_the_memory_it_counts_in(tmp_path: Path) -> None:
+    """What the tokenizer works in belongs to the thread that counts first: 16 MiB, had another loaded the tables."""
+    with RawUpstream() as upstream:
+        config = configuration(upstream, notice="0s", drain="0s") | {"models": {"m": {"encoding": "o200k_base"}}}
+        async with served.served(config, tmp_path) as proxy:
+            process = psutil.Process(proxy.pid)
+            before_bytes = process.memory_info().rss
+            client, _, _ = await streaming(proxy, upstream)
+            assert process.memory_info().rss - before_bytes < 8 * 2**20
+            await client.close()
