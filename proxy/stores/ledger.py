@@ -86,20 +86,20 @@ class DatabaseLedger:
 
     def open(self, opened: Opened) -> LedgerEntry:
         """Begin an exchange's row. Raises `ProxyError` STORE_UNAVAILABLE while the ledger cannot be written."""
-        if self._closed or self.writer.problem is not None:
-            raise unavailable()
-        if self._opened - self.writer.finished_rows >= self._max_unfinished:
+        writer = self.writer
+        unfinished = self._opened - writer.finished_rows
+        if self._closed or writer.problem is not None or unfinished >= self._max_unfinished:
             raise unavailable()
         self._opened += 1
-        entry = LedgerEntry(opened, self)
-        self.writer.add_opened(entry)
+        entry = LedgerEntry(opened, ledger=self)
+        writer.opened.append(entry)
         if self._gathering is None:
             self._gather()
         return entry
 
     def settle(self, entry: LedgerEntry) -> None:
         """Have a row written that is settled by now."""
-        self.writer.add_settled(entry)
+        self.writer.settled.append(entry)
         if self._gathering is None:
             self._gather()
 
@@ -133,14 +133,10 @@ class DatabaseLedger:
             self.loop.call_soon_threadsafe(self._ended.set_result, None)
 
 
-class LedgerEntry(Row):
+class LedgerEntry(Row, eq=False, gc=False, kw_only=True):
     """One exchange's row."""
 
-    __slots__ = ("_ledger",)
-
-    def __init__(self, opened: Opened, ledger: DatabaseLedger) -> None:
-        super().__init__(opened)
-        self._ledger = ledger
+    ledger: DatabaseLedger
 
     async def durable(self) -> None:
         """Wait until the opened row would survive the death of this process.
@@ -150,11 +146,12 @@ class LedgerEntry(Row):
         """
         if self.committed:
             return
-        ledger = self._ledger
-        waiter: asyncio.Future[bool] = ledger.loop.create_future()
+        ledger = self.ledger
+        loop = ledger.loop
+        waiter: asyncio.Future[bool] = loop.create_future()
         self.waiters.append(waiter)
         ledger.writer.hurry()
-        timer = ledger.loop.call_later(ledger.durable_s, _give_up, waiter)
+        timer = loop.call_later(ledger.durable_s, _give_up, waiter)
         try:
             # whoever came between the look and the list was not woken
             if not self._is_written() and ledger.problem is None:
@@ -173,7 +170,7 @@ class LedgerEntry(Row):
         """Complete the row, soon. Never raises or waits; a second call changes nothing."""
         if self.settled is None:
             self.settled = settled
-            self._ledger.settle(self)
+            self.ledger.settle(self)
 
 
 def unavailable() -> ProxyError:

@@ -42,27 +42,28 @@ _MOST_TOKENS: Final = 10**12
 _MOST_NANO_USD: Final = 10**15
 
 
-class Row:
-    """An exchange's row on its way: filled by the event loop, written by the writer's thread."""
+class Row(msgspec.Struct, eq=False, gc=False):
+    """An exchange's row on its way: filled by the event loop, written by the writer's thread.
 
-    __slots__ = ("_fixed", "committed", "finished", "opened", "settled", "waiters")
+    `committed`: at least as opened. `finished`: committed as settled, or not taken by the database. `waiters` are the
+    event loop's, for the commit. `fixed` is what the columns take that are known from the opening, once it was written.
+    """
 
-    def __init__(self, opened: Opened) -> None:
-        self.opened = opened
-        self._fixed: tuple[object, ...] | None = None
-        self.settled: Settled | None = None
-        self.committed = False  # at least as opened
-        self.finished = False  # committed as settled, or not taken by the database
-        self.waiters: list[asyncio.Future[bool]] = []  # the event loop's, for the commit
+    opened: Opened
+    settled: Settled | None = None
+    committed: bool = False
+    finished: bool = False
+    waiters: list[asyncio.Future[bool]] = msgspec.field(default_factory=list)
+    fixed: tuple[object, ...] | None = None
 
     def values(self, worker: str) -> tuple[object, ...]:
         """What the table's columns take, in their order; clean, whatever clients and upstreams sent.
 
         Of a row that is not settled, as far as it is known.
         """
-        fixed = self._fixed
+        fixed = self.fixed
         if fixed is None:  # as a rule a row is written twice
-            fixed = self._fixed = _fixed(self.opened, worker)
+            fixed = self.fixed = _fixed(self.opened, worker)
         settled = self.settled
         if settled is None:
             return fixed

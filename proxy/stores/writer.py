@@ -51,6 +51,7 @@ _QUICK_S: Final = 1.0
 class Writer:
     """Writes rows to a database from a thread of its own.
 
+    `opened` takes rows for when the next batch is written, `settled` those among them that are settled by then.
     `told(rows, written)` is called from that thread after every commit and every failure, with the rows concerned;
     `on_commit(seconds, rows)` after every commit.
     """
@@ -75,8 +76,8 @@ class Writer:
         self._on_commit = on_commit
         self._upsert = upsert_for(engine.dialect)
         self._row_errors = row_errors_of(engine.dialect)
-        self._opened: deque[Row] = deque()
-        self._settled: deque[Row] = deque()
+        self.opened: deque[Row] = deque()
+        self.settled: deque[Row] = deque()
         self._batch: list[Row] = []  # in work, or kept because it could not be written
         self._wakes: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._hurried = False
@@ -95,24 +96,16 @@ class Writer:
     def waiting(self) -> int:
         """Rows handed over that are not committed yet, each counted once."""
         # copies are made in one step of the interpreter: a deque must not be read while another thread adds to it
-        rows = {*self._opened.copy(), *self._settled.copy(), *self._batch}
+        rows = {*self.opened.copy(), *self.settled.copy(), *self._batch}
         return sum(not row.finished for row in rows)
 
     def start(self) -> None:
         """Begin; once."""
         self._thread.start()
 
-    def add_opened(self, row: Row) -> None:
-        """Take an opened row, for when the next batch is written."""
-        self._opened.append(row)
-
-    def add_settled(self, row: Row) -> None:
-        """Take a row, handed over as opened before, that is now settled; likewise."""
-        self._settled.append(row)
-
     def wake(self) -> None:
         """Rows have gathered: commit what is there."""
-        if self._opened or self._settled:
+        if self.opened or self.settled:
             self._wakes.put(None)
 
     def hurry(self) -> None:
@@ -183,7 +176,7 @@ class Writer:
 
     def _gather(self) -> None:
         """Sleep until a batch or something else is due."""
-        if self._hurried or self._give_up_s is not None or len(self._opened) + len(self._settled) >= MAX_ROWS:
+        if self._hurried or self._give_up_s is not None or len(self.opened) + len(self.settled) >= MAX_ROWS:
             return
         limit_s = self._rhythm.sweep_pause_s if self._sweeping else max(self._beat_due_s - time.monotonic(), 0.0)
         with contextlib.suppress(queue.Empty):
@@ -195,14 +188,14 @@ class Writer:
         while not self._wakes.empty():  # who woke this thread has handed rows over before
             self._wakes.get_nowait()
         rows: set[Row] = set()
-        for waiting in (self._opened, self._settled):
+        for waiting in (self.opened, self.settled):
             while waiting and len(rows) < MAX_ROWS:
                 row = waiting[0]
                 if not row.finished and row not in rows:
                     rows.add(row)
                     self._batch.append(row)
                 waiting.popleft()  # now that it is in the batch: `waiting` must not miss it in between
-        if self._opened:
+        if self.opened:
             self._hurried = True
 
     def _write(self, cursor: Any) -> None:
@@ -258,8 +251,8 @@ class Writer:
 
     def _tell_failure(self) -> None:
         # taken and put back: a deque must not be read while another thread adds to it
-        opened = [self._opened.popleft() for _ in range(len(self._opened))]
-        self._opened.extend(opened)
+        opened = [self.opened.popleft() for _ in range(len(self.opened))]
+        self.opened.extend(opened)
         self._told([*self._batch, *opened], False)
 
     def _wait_to_retry(self) -> None:
