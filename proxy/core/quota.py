@@ -56,22 +56,17 @@ class Limit(NamedTuple):
 class Limits:
     """Everything that applies to one exchange of one key. No two windows have the same `counter_name`.
 
-    Of each window `names` are those of the counters, and `places` say which amount of a demand it counts; `rows` hold
-    the limit, its amount, its place, and the length in milliseconds of one that slides, 0 of another.
+    Of each window `names` are those of the counters, and `places` say which amount of a demand it counts.
     """
 
     windows: tuple[Limit, ...] = ()
     concurrency: int | None = None
     names: tuple[str, ...] = field(init=False, repr=False, compare=False)  # worked out once: asked for every exchange
     places: tuple[int, ...] = field(init=False, repr=False, compare=False)
-    rows: tuple[tuple[Limit, int, int, int], ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "names", tuple(map(counter_name, self.windows)))
         object.__setattr__(self, "places", tuple([_PLACES[limit.kind] for limit in self.windows]))
-        lengths_ms = [limit.window * 1000 if isinstance(limit.window, int) else 0 for limit in self.windows]
-        amounts = [limit.amount for limit in self.windows]
-        object.__setattr__(self, "rows", tuple(zip(self.windows, amounts, self.places, lengths_ms, strict=True)))
 
 
 class Demand(NamedTuple):

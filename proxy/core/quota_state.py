@@ -10,7 +10,18 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from proxy.core.quota import MAX_AMOUNT, Demand, Granted, Limits, Refused, Reservation, Standing, amount_of, bounded
+from proxy.core.quota import (
+    MAX_AMOUNT,
+    Demand,
+    Granted,
+    Limit,
+    Limits,
+    Refused,
+    Reservation,
+    Standing,
+    amount_of,
+    bounded,
+)
 from proxy.core.quota_windows import Counter, advanced, charge, end_ms, faded, standing, turns_ms, wait_ms
 
 if TYPE_CHECKING:
@@ -23,14 +34,15 @@ _IN_FLIGHT_MS: Final = 30_000
 class Sheet(msgspec.Struct, frozen=True, gc=False):
     """The counters of a key that some limits count in, laid out for one exchange after the other.
 
-    It holds until the first of them turns to another bucket: until then `buckets` are those that are charged, and each
-    is over at one of `ends_ms`.
+    It holds until the first of them turns to another bucket at `turns_ms`: until then `buckets` are those that are
+    charged. `rows` hold of each window its counter, which amount of a demand that counts, the limit, its amount, when
+    the bucket is over, and the length in milliseconds of one that slides, 0 of another.
     """
 
     limits: Limits
     counters: tuple[Counter, ...]
     buckets: tuple[int, ...]
-    ends_ms: tuple[int, ...]
+    rows: tuple[tuple[Counter, int, Limit, int, int, int], ...]
     turns_ms: float
 
 
@@ -57,37 +69,45 @@ def reserve(  # noqa: PLR0917 - the arguments of `QuotaStore.reserve`, between w
     sheet = state.sheet
     if sheet is None or sheet.limits is not limits or now_ms >= sheet.turns_ms:
         sheet = _sheet(state, limits, now_ms)
-    is_admitted = limits.concurrency is None or len(state.slots) < limits.concurrency
-    standings = []
-    rows = zip(limits.rows, sheet.counters, sheet.ends_ms)  # noqa: B905 - made to be as long; the check costs 0.3 us
-    for (limit, amount, at, length_ms), counter, over_ms in rows:
+    slots = state.slots
+    if limits.concurrency is not None and len(slots) >= limits.concurrency:
+        return refused(limits, demand, sheet.counters, now_ms)
+    standings: list[Standing] = []
+    for counter, at, limit, amount, over_ms, length_ms in sheet.rows:
         # as `used` and `standing` would have it of a counter with the demand in it
         counted = current = counter.current + demand[at]
         if counter.previous:
             counted += faded(counter.previous, over_ms - now_ms, length_ms)
         if counted > amount:
-            is_admitted = False
-            break
+            _take_back(sheet, len(standings), demand)
+            return refused(limits, demand, sheet.counters, now_ms)
+        counter.current = current
         reset_ms = over_ms - now_ms if counted else 0
         if current:
             reset_ms += length_ms
         standings.append(Standing(limit, counted, amount - counted, reset_ms / 1000))
-    if not is_admitted:
-        return refused(limits, demand, sheet.counters, now_ms)
     if sheet is not state.sheet:
         state.sheet = sheet
         state.counters.update(zip(limits.names, sheet.counters, strict=True))
-    for counter, at in zip(sheet.counters, limits.places):  # noqa: B905 - as above
-        counter.current += demand[at]
-    state.slots.add(reservation_id)
+    slots.add(reservation_id)
     return Granted(Reservation(reservation_id, key_id, limits, demand, sheet.buckets), tuple(standings))
+
+
+def _take_back(sheet: Sheet, charged: int, demand: Demand) -> None:
+    """Leave the first windows, which had room, as they were before the next had none."""
+    for counter, at, *_ in sheet.rows[:charged]:
+        counter.current -= demand[at]
 
 
 def _sheet(state: KeyState, limits: Limits, now_ms: int) -> Sheet:
     windows = zip(limits.windows, limits.names, strict=True)
     counters = tuple([advanced(state.counters.get(name), limit.window, now_ms) for limit, name in windows])
     ends_ms = tuple(map(turns_ms, counters))
-    return Sheet(limits, counters, tuple([counter.bucket for counter in counters]), ends_ms, min(ends_ms, default=inf))
+    rows = tuple(
+        (counter, at, limit, limit.amount, over_ms, limit.window * 1000 if isinstance(limit.window, int) else 0)
+        for counter, at, limit, over_ms in zip(counters, limits.places, limits.windows, ends_ms, strict=True)
+    )
+    return Sheet(limits, counters, tuple([counter.bucket for counter in counters]), rows, min(ends_ms, default=inf))
 
 
 def refused(limits: Limits, demand: Demand, counters: Sequence[Counter], now_ms: int) -> Refused:
