@@ -117,7 +117,8 @@ def cost_nano_usd(usage: Usage, price: Price) -> int:
     tokens, output, cached, written, audio, image, _, spoken, _, _, audio_s = usage
     if scale != 1 or written or audio or image or spoken or audio_s or not 0 <= cached <= tokens or output < 0:
         return _cost_of_any(usage, price)
-    return min((tokens - cached) * input_rate + cached * cached_rate + output * output_rate, MAX_COST_NANO_USD)
+    cost = (tokens - cached) * input_rate + cached * cached_rate + output * output_rate
+    return cost if cost <= MAX_COST_NANO_USD else MAX_COST_NANO_USD  # noqa: FURB136 - a third faster than `min`
 
 
 def _cost_of_any(usage: Usage, price: Price) -> int:

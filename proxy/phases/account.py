@@ -127,7 +127,10 @@ class Accounting:
         price = self._prices.find(asked, served) if asked is not None else None
         cost_nano_usd = 0 if price is None else cost_nano_usd_of(reserved, price)
         limits = principal.limits.for_model(asked or "")
-        hold = await self._quotas.reserve(exchange.id, principal.key_id, limits, demand_of(reserved, cost_nano_usd))
+        demand = demand_of(reserved, cost_nano_usd)
+        hold = self._quotas.reserve_now(exchange.id, principal.key_id, limits, demand)
+        if hold is None:
+            hold = await self._quotas.reserve(exchange.id, principal.key_id, limits, demand)
         try:
             entry = self._ledger.open(self._opened(exchange, admission, first.upstream.name, reserved, cost_nano_usd))
         except BaseException:

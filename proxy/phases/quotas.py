@@ -6,13 +6,13 @@ import asyncio
 import functools
 from typing import TYPE_CHECKING, Final
 
-from proxy.core.quota import LEASE_MS, Demand, Refused
+from proxy.core.quota import LEASE_MS, Demand, Granted, Refused
 from proxy.core.ratelimit import refusal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
-    from proxy.core.quota import Granted, Limits, Reservation
+    from proxy.core.quota import Limits, Reservation
     from proxy.core.usage import Usage
     from proxy.stores.base import QuotaStore
     from proxy.telemetry.quotas import QuotaMetrics
@@ -57,20 +57,28 @@ class Quotas:
         """
         if not limits.windows and limits.concurrency is None:
             return None
-        answer = self._store.reserve_now(exchange_id, key_id, limits, demand)
-        if answer is None:
-            answer = await self._store.reserve(exchange_id, key_id, limits, demand)
+        answer = await self._store.reserve(exchange_id, key_id, limits, demand)
         if isinstance(answer, Refused) and answer.limit is None:
             answer = await self._again(exchange_id, key_id, limits, demand, answer)
         if isinstance(answer, Refused):
             self._metrics.refused(key_id, answer.limit)
             raise refusal(answer, demand)
-        reservation = answer.reservation
+        return self._admitted(answer)
+
+    def reserve_now(self, exchange_id: str, key_id: str, limits: Limits, demand: Demand) -> Granted | None:
+        """`reserve` of an exchange that is admitted without waiting; None, and nothing has changed, of any other."""
+        if not limits.windows and limits.concurrency is None:
+            return None
+        answer = self._store.reserve_now(exchange_id, key_id, limits, demand)
+        return self._admitted(answer) if isinstance(answer, Granted) else None
+
+    def _admitted(self, granted: Granted) -> Granted:
+        reservation = granted.reservation
         if reservation.unchecked:
-            self._metrics.unchecked(key_id)
-        self._held[exchange_id] = reservation
-        self._metrics.admitted(key_id, answer.standings)
-        return answer
+            self._metrics.unchecked(reservation.key_id)
+        self._held[reservation.id] = reservation
+        self._metrics.admitted(reservation.key_id, granted.standings)
+        return granted
 
     async def more(self, reservation_id: str, key_id: str, limits: Limits, demand: Demand) -> Granted | Refused:
         """Reserve `demand` for an exchange that is under way, which has its slot. Raises `ProxyError` as `reserve`."""
