@@ -75,10 +75,6 @@ class Account(msgspec.Struct, eq=False):
         """What the answer tells the client of its quota."""
         return ratelimit.headers(self.hold.standings) if self.hold is not None else []
 
-    def sent(self) -> None:
-        """Note that the request is on its way."""
-        self.is_sent = True
-
 
 class Accounting:
     """Opens accounts. Holds what they have in common."""

@@ -206,20 +206,15 @@ class Attempts:
         return Outcome(place, sending, answer, error)
 
     def _forward(self, course: Course, sending: Sending, place: Place) -> Awaitable[Answer]:
-        account = course.account
-        account.attempts += 1
-
-        def sent() -> None:
-            place.was_asked = True
-            account.sent()
-
+        course.account.attempts += 1
         answering = forward(
             course.exchange,
             course.admission,
+            course.account,
             sending,
+            place,
             tasks=self._tasks,
             write_stall_s=self._write_stall_s,
-            on_sent=sent,
             began_s=course.began_s,
         )
         return answering if sending.hop is None else sending.hop.watch(answering)

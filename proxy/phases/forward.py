@@ -20,9 +20,8 @@ from proxy.phases.watchdog import Watchdog
 from proxy.upstream.attempt import attempt
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from proxy.core.headers import RawHeaders
+    from proxy.phases.account import Account
     from proxy.phases.admit import Admission
     from proxy.phases.exchange import Exchange
     from proxy.phases.places import Place
@@ -83,30 +82,33 @@ class Answer(msgspec.Struct, eq=False):
 async def forward(
     exchange: Exchange,
     admission: Admission,
+    account: Account,
     sending: Sending,
+    place: Place,
     *,
     tasks: BackgroundTasks,
     write_stall_s: float | None,
-    on_sent: Callable[[], None],
     began_s: float,
 ) -> Answer:
-    """Send the request and wait for the head of the answer; `on_sent` is called when it is on its way.
+    """Send the request and wait for the head of the answer; `place` and `account` note that it is on its way.
 
     `began_s` is when the first try began, by the loop's clock: the time for the whole exchange counts from there.
 
     Raises `ProxyError` 502 or 504 for what the upstream did wrong, and whatever reading the client's body raises.
     """
     upstream = sending.route.upstream
-    timeouts = upstream.timeouts
-    deadline_s = None if timeouts.total_s is None else began_s + timeouts.total_s
-    left_s = None if deadline_s is None else max(0.0, deadline_s - asyncio.get_running_loop().time())
-    most_s = timeouts.first_byte_s
-    if left_s is not None and (most_s is None or left_s < most_s):
-        most_s = left_s
-    if left_s == 0:
-        raise _out_of_time()
+    timeouts, pool = upstream.timeouts, upstream.pool
+    most_s, deadline_s, left_s = timeouts.first_byte_s, None, None
+    if timeouts.total_s is not None:
+        deadline_s = began_s + timeouts.total_s
+        left_s = max(0.0, deadline_s - asyncio.get_running_loop().time())
+        if left_s == 0:
+            raise _out_of_time()
+        most_s = left_s if most_s is None else min(most_s, left_s)
     try:
-        stream = await attempt(upstream.pool, sending.request, first_byte_s=most_s, tasks=tasks, on_sent=on_sent)
+        connection = pool.take() or await pool.acquire(fresh=True)
+        place.was_asked = account.is_sent = True
+        stream = await attempt(pool, sending.request, first_byte_s=most_s, tasks=tasks, connection=connection)
     except errors.ProxyError as error:
         if error.kind is errors.UPSTREAM_TIMEOUT and left_s is not None and left_s == most_s:
             raise _out_of_time() from error

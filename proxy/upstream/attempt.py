@@ -16,7 +16,7 @@ from proxy.core.errors import BAD_REQUEST, INTERNAL, UPSTREAM_STALE, ProxyError
 from proxy.upstream.stream import UpstreamStream
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterable, AsyncIterator, Callable
+    from collections.abc import AsyncIterable, AsyncIterator
 
     from proxy.tasks import BackgroundTasks
     from proxy.upstream.connection import UpstreamConnection
@@ -51,63 +51,48 @@ async def attempt(
     *,
     first_byte_s: float | None,
     tasks: BackgroundTasks,
-    on_sent: Callable[[], None] = lambda: None,
+    connection: UpstreamConnection | None = None,
 ) -> UpstreamStream:
     """Send the request and wait for the final response head, at most `first_byte_s` seconds of upstream silence.
 
-    `on_sent` is called when a connected upstream is given the request, once for each connection.
+    It goes over `connection`, if the caller took one from the pool.
 
     Raises a `ProxyError` of kind UPSTREAM_UNREACHABLE or UPSTREAM_CONNECT_TIMEOUT (nothing was sent), UPSTREAM_TIMEOUT,
     UPSTREAM_PROTOCOL_ERROR, UPSTREAM_STALE (a kept-alive connection closed without a byte, and part of a streamed body
     is used up), BAD_REQUEST (a streamed body of another length than announced); or what a streamed body raised. When
     it raises or is cancelled, the connection is closed.
     """
-    connection = pool.take()
     if connection is None:
-        connection = await pool.acquire(fresh=True)
-    on_sent()
-    try:
-        return await _exchange(pool, connection, request, first_byte_s, tasks)
-    except ProxyError as error:
-        if error.kind is not UPSTREAM_STALE or not isinstance(request.body, bytes):
-            raise
-    connection = await pool.acquire(fresh=True)
-    on_sent()
-    return await _exchange(pool, connection, request, first_byte_s, tasks)
-
-
-async def _exchange(
-    pool: UpstreamPool,
-    connection: UpstreamConnection,
-    request: UpstreamRequest,
-    first_byte_s: float | None,
-    tasks: BackgroundTasks,
-) -> UpstreamStream:
-    upload: asyncio.Task[None] | None = None
-    reader = connection.begin(bodiless=request.method == b"HEAD")
-    try:
-        head = _encode_head(request)
-        body = request.body
-        if isinstance(body, bytes) and len(body) <= MAX_SINGLE_WRITE_BYTES:
-            connection.write(head + body)
-            connection.request_sent = True
-            if first_byte_s is not None:
-                pool.silence.expect(connection, reader, first_byte_s)
-        else:
-            connection.write(head)
-            patience = _Patience(pool.silence, connection, reader, first_byte_s)
-            upload = tasks.start(_upload(connection, reader, request, patience), "upload")
-        response = await connection.head(reader)
-        if upload is not None and response.status >= 300:
-            upload.cancel()  # RFC 9112 section 9.5: it was answered without the rest
-        return UpstreamStream(pool, connection, reader, response, upload)
-    except BaseException:
-        connection.abort()
-        if upload is not None:
-            upload.cancel()
-        raise
-    finally:
-        pool.silence.heard(connection)
+        connection = await pool.acquire()
+    body, silence = request.body, pool.silence
+    while True:
+        upload: asyncio.Task[None] | None = None
+        reader = connection.begin(bodiless=request.method == b"HEAD")
+        try:
+            head = _encode_head(request)
+            if isinstance(body, bytes) and len(body) <= MAX_SINGLE_WRITE_BYTES:
+                connection.write(head + body)
+                connection.request_sent = True
+                if first_byte_s is not None:
+                    silence.expect(connection, reader, first_byte_s)
+            else:
+                connection.write(head)
+                patience = _Patience(silence, connection, reader, first_byte_s)
+                upload = tasks.start(_upload(connection, reader, request, patience), "upload")
+            response = await connection.head(reader)
+            if upload is not None and response.status >= 300:
+                upload.cancel()  # RFC 9112 section 9.5: it was answered without the rest
+            return UpstreamStream(pool, connection, reader, response, upload)
+        except BaseException as error:
+            connection.abort()
+            if upload is not None:
+                upload.cancel()
+            is_stale = isinstance(error, ProxyError) and error.kind is UPSTREAM_STALE
+            if not is_stale or not isinstance(body, bytes):
+                raise
+        finally:
+            silence.heard(connection)
+        connection = await pool.acquire(fresh=True)  # which cannot be stale: it ends here
 
 
 class _Patience:
