@@ -14,20 +14,19 @@ class Recent:
     Times are of a clock that does not go back.
     """
 
-    __slots__ = ("_counts", "_place", "_step", "_step_end_s", "_total")
+    __slots__ = ("_before", "_counts", "_step", "_step_end_s", "_total")
 
     def __init__(self, steps: int) -> None:
-        self._counts = [0] * steps
+        self._counts = [0] * steps  # of the steps that are over
         self._step = 0
         self._step_end_s = STEP_S
-        self._place = 0  # of the step among the counts
         self._total = 0
+        self._before = 0  # of the total, what came before this step
 
     def add(self, now_s: float) -> None:
         """One more."""
         if now_s >= self._step_end_s:
             self._advance(now_s)
-        self._counts[self._place] += 1
         self._total += 1
 
     def total(self, now_s: float) -> int:
@@ -39,15 +38,16 @@ class Recent:
     def clear(self) -> None:
         """Start again."""
         self._counts = [0] * len(self._counts)
-        self._total = 0
+        self._total = self._before = 0
 
     def _advance(self, now_s: float) -> None:
         """Leave the steps that are over; `now_s` is in a later one."""
         step = int(now_s // STEP_S)
+        self._counts[self._step % len(self._counts)] = self._total - self._before
         for passed in range(max(self._step + 1, step - len(self._counts) + 1), step + 1):
             index = passed % len(self._counts)
             self._total -= self._counts[index]
             self._counts[index] = 0
         self._step = step
         self._step_end_s = (step + 1) * STEP_S
-        self._place = step % len(self._counts)
+        self._before = self._total

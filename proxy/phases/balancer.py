@@ -89,8 +89,10 @@ class Balancer:
         """
         if self._waiting:
             return None
-        now_s = self._clock()
-        free = [route for route in ask.routes if route.upstream.health.is_free(now_s)]
+        now_s, routes = self._clock(), ask.routes
+        if len(routes) == 1:
+            return self._take(routes[0], ask, now_s) if routes[0].upstream.health.is_free(now_s) else None
+        free = [route for route in routes if route.upstream.health.is_free(now_s)]
         return self._take(self._choose(free, now_s), ask, now_s) if free else None
 
     async def place(self, ask: Ask) -> Place:
@@ -149,11 +151,12 @@ class Balancer:
         """Take a place back, and give it to the next in the queue."""
         upstream = place.route.upstream
         health = upstream.health
-        place.circuit.abandoned(ticket)
-        health.in_flight -= 1
-        held_s = self._clock() - taken_s
-        health.held_s += (held_s - health.held_s) * (_NEWEST_SHARE if health.held_s else 1.0)
-        self._metrics.serves(upstream.name, health.in_flight)
+        if place.circuit.is_open:
+            place.circuit.abandoned(ticket)
+        health.in_flight = in_flight = health.in_flight - 1
+        held_s, before_s = self._clock() - taken_s, health.held_s
+        health.held_s = before_s + (held_s - before_s) * _NEWEST_SHARE if before_s else held_s
+        self._metrics.serves(upstream.name, in_flight)
         if self._waiting:
             self.serve(upstream)
 
@@ -215,7 +218,8 @@ class Balancer:
     def _take(self, route: Route, ask: Ask, now_s: float) -> Place:
         upstream = route.upstream
         health = upstream.health
-        ticket = health.circuit.enter(now_s)
+        circuit, credentials = health.circuit, health.credentials
+        ticket = circuit.enter(now_s)
         if ticket is None:
             raise RuntimeError("a circuit that admitted did not let enter")
         if not ask.is_counted:
@@ -223,14 +227,14 @@ class Balancer:
             health.budget.request(now_s)
         elif ask.spends and (health.is_failing or route in ask.asked):
             health.budget.spend(now_s)
-        health.in_flight += 1
+        health.in_flight = in_flight = health.in_flight + 1
         ask.tried += (route,)
         ask.asked += (route,)
-        if health.circuit.is_open:  # half open, at the latest now
+        if circuit.is_open:  # half open, at the latest now
             self._show(upstream)
         else:
-            self._metrics.serves(upstream.name, health.in_flight)
-        return Place(self, route, ticket, health.credentials.next(now_s), now_s)
+            self._metrics.serves(upstream.name, in_flight)
+        return Place(route, credentials.next(now_s), circuit, credentials, self, ticket, now_s)
 
     async def _wait(self, ask: Ask, routes: Sequence[Route]) -> Place:
         """Wait for a place; whoever leaves while he waits is out of the queue at once, and holds nothing."""

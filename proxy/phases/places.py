@@ -11,7 +11,8 @@ import msgspec
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from proxy.core.circuit import Ticket
+    from proxy.core.circuit import Circuit, Ticket
+    from proxy.core.cooldown import Credentials
     from proxy.phases.route import Route
     from proxy.phases.upstreams import Upstream
 
@@ -52,34 +53,23 @@ class Keeper(Protocol):
         """The place is free again; it was taken at `taken_s`."""
 
 
-class Place:
-    """A turn at an upstream, from before it is asked until its answer is over. Whoever holds it calls `leave`."""
+class Place(msgspec.Struct, eq=False):
+    """A turn at an upstream, from before it is asked until its answer is over. Whoever holds it calls `leave`.
 
-    __slots__ = (
-        "_has_failed",
-        "_keeper",
-        "_taken_s",
-        "_ticket",
-        "api_key",
-        "circuit",
-        "credentials",
-        "route",
-        "was_asked",
-        "was_judged",
-    )
+    `circuit` and `credentials` are those of the moment: a reload may put others in their place. `was_asked`: the
+    upstream was given the request; `was_judged`: something came of it.
+    """
 
-    def __init__(self, keeper: Keeper, route: Route, ticket: Ticket, api_key: int, taken_s: float) -> None:
-        self.route = route
-        self.api_key = api_key
-        self._keeper = keeper
-        self._ticket = ticket
-        self._has_failed = False
-        # those of the moment: a reload may put others in their place
-        self.circuit = route.upstream.health.circuit
-        self.credentials = route.upstream.health.credentials
-        self.was_asked = False  # the upstream was given the request
-        self.was_judged = False  # something came of it
-        self._taken_s: float | None = taken_s
+    route: Route
+    api_key: int
+    circuit: Circuit
+    credentials: Credentials
+    _keeper: Keeper
+    _ticket: Ticket
+    _taken_s: float | None
+    _has_failed: bool = False
+    was_asked: bool = False
+    was_judged: bool = False
 
     @property
     def upstream(self) -> Upstream:

@@ -67,7 +67,9 @@ class Health:
 
     def is_free(self, now_s: float) -> bool:
         """It has room, and admits an exchange."""
-        return (self.max_concurrency is None or self.in_flight < self.max_concurrency) and self.admits(now_s)
+        if self.max_concurrency is not None and self.in_flight >= self.max_concurrency:
+            return False
+        return not (self.is_drained or self.circuit.is_open) or self.admits(now_s)
 
     def admits(self, now_s: float) -> bool:
         """It is not drained, and its circuit lets an exchange pass. `now_s` is monotonic."""
