@@ -110,12 +110,13 @@ class Circuit:
 
     def succeeded(self, ticket: Ticket, now_s: float) -> None:
         """It works. Nothing of those who entered before it opened: what they tell is older than that."""
-        if self.is_open and ticket.opened == self._opened:  # it was let in while half open
+        if ticket.opened != self._opened:
+            return
+        if self.is_open:  # it was let in while half open
             self.close(now_s)
-        if not self.is_open and ticket.opened == self._opened:
-            ticket.row = self._in_row
-            self._in_row = 0
-            self._results.add(now_s)
+        ticket.row = self._in_row
+        self._in_row = 0
+        self._results.add(now_s)
 
     def close(self, now_s: float) -> None:
         """It is known to work, by whoever asked without permission."""

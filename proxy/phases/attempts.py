@@ -16,7 +16,7 @@ from proxy.core import errors
 from proxy.core.headers import header
 from proxy.core.retry import CREDENTIAL_STATUSES, Happened, Sent, decide, retry_after_of
 from proxy.phases.exchange import Phase
-from proxy.phases.forward import AnswerKind, forward
+from proxy.phases.forward import AnswerKind, Course, forward
 from proxy.phases.patience import Patience
 from proxy.phases.places import Ask
 from proxy.phases.route import write
@@ -57,16 +57,6 @@ class Outcome(msgspec.Struct, frozen=True, eq=False):
     sending: Sending
     answer: Answer | None
     error: errors.ProxyError | None
-
-
-class Course(msgspec.Struct, frozen=True, eq=False):
-    """What stays the same over the tries of one exchange."""
-
-    exchange: Exchange
-    admission: Admission
-    account: Account
-    ask: Ask
-    began_s: float  # on the event loop's clock
 
 
 class Attempts:
@@ -207,16 +197,7 @@ class Attempts:
 
     def _forward(self, course: Course, sending: Sending, place: Place) -> Awaitable[Answer]:
         course.account.attempts += 1
-        answering = forward(
-            course.exchange,
-            course.admission,
-            course.account,
-            sending,
-            place,
-            tasks=self._tasks,
-            write_stall_s=self._write_stall_s,
-            began_s=course.began_s,
-        )
+        answering = forward(course, sending, place, self._tasks, self._write_stall_s)
         return answering if sending.hop is None else sending.hop.watch(answering)
 
     def _retry_after_s(self, answer: Answer) -> float | None:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from proxy.phases.account import Account
     from proxy.phases.admit import Admission
     from proxy.phases.exchange import Exchange
-    from proxy.phases.places import Place
+    from proxy.phases.places import Ask, Place
     from proxy.phases.route import Sending
     from proxy.tasks import BackgroundTasks
     from proxy.upstream.stream import UpstreamStream
@@ -79,35 +79,40 @@ class Answer(msgspec.Struct, eq=False):
             self.place.leave()
 
 
-async def forward(
-    exchange: Exchange,
-    admission: Admission,
-    account: Account,
-    sending: Sending,
-    place: Place,
-    *,
-    tasks: BackgroundTasks,
-    write_stall_s: float | None,
-    began_s: float,
-) -> Answer:
-    """Send the request and wait for the head of the answer; `place` and `account` note that it is on its way.
+class Course(msgspec.Struct, frozen=True, eq=False):
+    """What stays the same over the tries of one exchange.
 
-    `began_s` is when the first try began, by the loop's clock: the time for the whole exchange counts from there.
+    `began_s` is when the first of them began, on the event loop's clock: the time for the whole exchange counts from
+    there.
+    """
+
+    exchange: Exchange
+    admission: Admission
+    account: Account
+    ask: Ask
+    began_s: float
+
+
+async def forward(
+    course: Course, sending: Sending, place: Place, tasks: BackgroundTasks, write_stall_s: float | None
+) -> Answer:
+    """Send the request and wait for the head of the answer; the place and the account note that it is on its way.
 
     Raises `ProxyError` 502 or 504 for what the upstream did wrong, and whatever reading the client's body raises.
     """
+    exchange = course.exchange
     upstream = sending.route.upstream
     timeouts, pool = upstream.timeouts, upstream.pool
     most_s, deadline_s, left_s = timeouts.first_byte_s, None, None
     if timeouts.total_s is not None:
-        deadline_s = began_s + timeouts.total_s
+        deadline_s = course.began_s + timeouts.total_s
         left_s = max(0.0, deadline_s - asyncio.get_running_loop().time())
         if left_s == 0:
             raise _out_of_time()
         most_s = left_s if most_s is None else min(most_s, left_s)
     try:
         connection = pool.take() or await pool.acquire(fresh=True)
-        place.was_asked = account.is_sent = True
+        place.was_asked = course.account.is_sent = True
         stream = await attempt(pool, sending.request, first_byte_s=most_s, tasks=tasks, connection=connection)
     except errors.ProxyError as error:
         if error.kind is errors.UPSTREAM_TIMEOUT and left_s is not None and left_s == most_s:
@@ -119,7 +124,7 @@ async def forward(
     try:
         head = stream.head
         plain_type = _plain_type(head.headers)
-        kind = _kind(exchange, admission, head.status, plain_type)
+        kind = _kind(exchange, course.admission, head.status, plain_type)
         first, refuses_usage = b"", False
         if kind is None:
             kind, first = AnswerKind.EVENTS, await _first_of_events(watchdog, plain_type)
@@ -169,8 +174,9 @@ def _kind(exchange: Exchange, admission: Admission, status: int, plain_type: byt
         return AnswerKind.OPAQUE
     if plain_type == b"text/event-stream":
         return AnswerKind.EVENTS
-    asked = admission.streamed and exchange.endpoint.treatment is Treatment.METERED
-    return None if asked else AnswerKind.OPAQUE
+    if admission.streamed and exchange.endpoint.treatment is Treatment.METERED:
+        return None
+    return AnswerKind.OPAQUE
 
 
 async def _first_of_events(watchdog: Watchdog, plain_type: bytes | None) -> bytes:

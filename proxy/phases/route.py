@@ -149,11 +149,17 @@ def write(
 ) -> Sending:
     """The request for the upstream of `route`, with the key at place `api_key`."""
     upstream, endpoint = route.upstream, exchange.endpoint
-    injectable = admission.usage_edit is not None and endpoint.shape is StreamShape.CHAT
-    served = route.rename or admission.model
-    asks_usage = may_ask_usage and injectable and upstream.injects_usage(served)
-    rename = route.rename if route.rename != admission.model else None
-    held = admission.edited(rename, asks_usage=asks_usage)
+    asked, usage_edit, rename = admission.model, admission.usage_edit, route.rename
+    served = rename or asked
+    asks_usage = (
+        usage_edit is not None
+        and may_ask_usage
+        and endpoint.shape is StreamShape.CHAT
+        and upstream.injects_usage(served)
+    )
+    held = admission.body
+    if asks_usage or rename is not None:
+        held = admission.edited(rename if rename != asked else None, asks_usage=asks_usage)
     body, length = (held, None) if admission.rest is None else _upload(exchange, admission, held, admission.rest)
     received = exchange.headers
     if admission.inflated or upstream.auth == "passthrough":
@@ -162,14 +168,12 @@ def write(
         target = upstream.endpoint_target(endpoint.name, exchange.query)
     else:
         target = upstream.target(exchange.path, exchange.query)
-    hop = None if exchange.trace is None else exchange.trace.ask(upstream, served)
-    request = UpstreamRequest(
-        exchange.method.encode("ascii"),
-        target,
-        upstream.request_headers(received, via, api_key, None if hop is None else hop.headers()),
-        body,
-        length,
-    )
+    hop = trace = None
+    if exchange.trace is not None:
+        hop = exchange.trace.ask(upstream, served)
+        trace = hop.headers()
+    headers = upstream.request_headers(received, via, api_key, trace)
+    request = UpstreamRequest(exchange.method.encode("ascii"), target, headers, body, length)
     return Sending(route, served, api_key, request, asks_usage, hop)
 
 

@@ -147,14 +147,13 @@ class Upstream:
         `api_key` is the place of the key to use; it does not matter where the upstream wants none. `trace` goes in
         place of the client's trace context; None: that crosses.
         """
-        crossing = self._crossing if trace is None else self._crossing_but_context
         ours = self._ours.get((via, api_key))
         if ours is None:
             ours = self._ours[via, api_key] = self._our_headers(via, api_key)
-        found = [self._host, *crossing.of(received), *ours]
-        if trace is not None:
-            found += [pair for pair in trace if pair[0].lower() not in self._overridden]
-        return found
+        if trace is None:
+            return [self._host, *self._crossing.of(received), *ours]
+        context = [pair for pair in trace if pair[0].lower() not in self._overridden]
+        return [self._host, *self._crossing_but_context.of(received), *ours, *context]
 
     def _our_headers(self, via: bytes, api_key: int) -> RawHeaders:
         ours = [(b"Accept-Encoding", b"identity"), (b"Via", via)]

@@ -117,14 +117,15 @@ class _Patience:
 
 
 def _encode_head(request: UpstreamRequest) -> bytes:
-    body, length = request.body, request.content_length
+    body = request.body
     lines = [b"%b %b HTTP/1.1" % (request.method, request.target), *map(b": ".join, request.headers)]
     if isinstance(body, bytes):
-        length = len(body)
-    if length is None:
+        if body or request.method not in _BODY_NOT_EXPECTED:
+            lines.append(b"Content-Length: %d" % len(body))
+    elif request.content_length is None:
         lines.append(b"Transfer-Encoding: chunked")
-    elif length or request.method not in _BODY_NOT_EXPECTED or not isinstance(body, bytes):
-        lines.append(b"Content-Length: %d" % length)
+    else:
+        lines.append(b"Content-Length: %d" % request.content_length)
     head, ends = b"\r\n".join(lines), len(lines) - 1
     # whoever smuggles a line end in here writes the headers, or the next request (RFC 9112 section 11.1)
     if head.count(b"\n") != ends or head.count(b"\r") != ends or b"\0" in head:
