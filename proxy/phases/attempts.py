@@ -22,7 +22,7 @@ from proxy.phases.places import Ask
 from proxy.phases.route import write
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine
+    from collections.abc import Callable, Coroutine
     from typing import Any
 
     from proxy.core.retry import Retry, RetryPolicy
@@ -151,13 +151,10 @@ class Attempts:
         return outcome
 
     async def _try(self, course: Course, place: Place) -> Outcome:
-        """One try at one upstream, which learns of the outcome; the place is the answer's if there is one.
-
-        An upstream that refuses the `stream_options` that Sluice added is asked again without, there and then.
-        """
+        """One try at one upstream, which learns of the outcome; the place is the answer's if there is one."""
         began_s = time.perf_counter()
-        upstream, account = place.route.upstream, course.account
-        account.upstream = upstream.name
+        account, name = course.account, place.route.upstream.name
+        account.upstream = name
         result = "abandoned"  # an upstream is not to blame for a client that left or sent nonsense
         answer = error = None
         try:
@@ -166,17 +163,12 @@ class Attempts:
             place.leave()
             raise
         try:
-            answer = await self._forward(course, sending, place)
+            account.attempts += 1
+            answering = forward(course, sending, place, self._tasks, self._write_stall_s)
+            answer = await (answering if sending.hop is None else sending.hop.watch(answering))
             if answer.refuses_usage:
-                answer.close()
-                self._metrics.attempted(upstream.name, _RESULTS[answer.stream.head.status // 100])
-                sending = write(
-                    course.exchange, course.admission, place.route, place.api_key, self._via, may_ask_usage=False
-                )
-                answer = None
-                answer = await self._forward(course, sending, place)
-                if answer.kind is not AnswerKind.ERROR:  # else it was about something else, and quoted the request
-                    upstream.refused_usage(sending.served)
+                refusal, answer = answer, None
+                sending, answer = await self._without_usage(course, place, refusal)
             answer.place = place
             status = answer.stream.head.status
             place.answered(status, self._retry_after_s(answer) if status >= 400 else None)
@@ -191,14 +183,22 @@ class Attempts:
         finally:
             if answer is None:
                 place.leave()
-            self._metrics.attempted(upstream.name, result)
-            account.tries.append(Try(upstream.name, result, time.perf_counter() - began_s))
+            self._metrics.attempted(name, result)
+            account.tries.append(Try(name, result, time.perf_counter() - began_s))
         return Outcome(place, sending, answer, error)
 
-    def _forward(self, course: Course, sending: Sending, place: Place) -> Awaitable[Answer]:
+    async def _without_usage(self, course: Course, place: Place, refusal: Answer) -> tuple[Sending, Answer]:
+        """Ask an upstream that refuses the `stream_options` that Sluice added again without, there and then."""
+        upstream = place.upstream
+        refusal.close()
+        self._metrics.attempted(upstream.name, _RESULTS[refusal.stream.head.status // 100])
+        sending = write(course.exchange, course.admission, place.route, place.api_key, self._via, may_ask_usage=False)
         course.account.attempts += 1
         answering = forward(course, sending, place, self._tasks, self._write_stall_s)
-        return answering if sending.hop is None else sending.hop.watch(answering)
+        answer = await (answering if sending.hop is None else sending.hop.watch(answering))
+        if answer.kind is not AnswerKind.ERROR:  # else it was about something else, and quoted the request
+            upstream.refused_usage(sending.served)
+        return sending, answer
 
     def _retry_after_s(self, answer: Answer) -> float | None:
         wishes = answer.stream.head.headers
