@@ -11,7 +11,7 @@ import enum
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Sequence
 
 RawHeaders = list[tuple[bytes, bytes]]
 
@@ -252,21 +252,23 @@ def first_values(received: Sequence[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
 
 def header(received: Iterable[tuple[bytes, bytes]], name: bytes) -> bytes | None:
     """The first value of the header `name`, given in lower case."""
+    length = len(name)
     for raw, value in received:
-        if len(raw) == len(name) and raw.lower() == name:
+        if len(raw) == length and raw.lower() == name:
             return value
     return None
 
 
-def media_type(first: Mapping[bytes, bytes]) -> bytes:
-    """The Content-Type among `first_values`, in lower case and without parameters; b"" where it is missing."""
-    return first.get(b"content-type", b"").partition(b";")[0].strip().lower()
+def plain_type(received: Sequence[tuple[bytes, bytes]]) -> bytes | None:
+    """The media type of a body, in lower case and without parameters; b"" where it is missing.
 
-
-def is_encoded(first: Mapping[bytes, bytes]) -> bool:
-    """The Content-Encoding among `first_values` names a coding: the body is not what its type says."""
-    coding = first.get(b"content-encoding")
-    return coding is not None and coding.strip().lower() not in (b"", b"identity")
+    None where Content-Encoding names a coding: the body is not what its type says, and nobody can look into it.
+    """
+    coding = header(received, b"content-encoding")
+    if coding is not None and coding.strip().lower() not in (b"", b"identity"):
+        return None
+    content_type = header(received, b"content-type")
+    return b"" if content_type is None else content_type.partition(b";")[0].strip().lower()
 
 
 def _tokens(value: bytes) -> set[bytes]:

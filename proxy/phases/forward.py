@@ -13,14 +13,13 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from proxy.core import errors
-from proxy.core.headers import first_values, is_encoded, media_type
+from proxy.core.headers import plain_type
 from proxy.core.injection import REFUSING_STATUSES, refuses_stream_options
 from proxy.phases.exchange import Treatment
 from proxy.phases.watchdog import Watchdog
 from proxy.upstream.attempt import attempt
 
 if TYPE_CHECKING:
-    from proxy.core.headers import RawHeaders
     from proxy.phases.account import Account
     from proxy.phases.admit import Admission
     from proxy.phases.exchange import Exchange
@@ -100,7 +99,6 @@ async def forward(
 
     Raises `ProxyError` 502 or 504 for what the upstream did wrong, and whatever reading the client's body raises.
     """
-    exchange = course.exchange
     upstream = sending.route.upstream
     timeouts, pool = upstream.timeouts, upstream.pool
     most_s, deadline_s, left_s = timeouts.first_byte_s, None, None
@@ -119,15 +117,15 @@ async def forward(
             raise _out_of_time() from error
         raise
     watchdog = Watchdog(
-        stream, exchange.downstream, idle_s=timeouts.idle_s, deadline_s=deadline_s, write_stall_s=write_stall_s
+        stream, course.exchange.downstream, idle_s=timeouts.idle_s, deadline_s=deadline_s, write_stall_s=write_stall_s
     )
     try:
         head = stream.head
-        plain_type = _plain_type(head.headers)
-        kind = _kind(exchange, course.admission, head.status, plain_type)
+        body_type = plain_type(head.headers)
+        kind = _kind(course.exchange, course.admission, head.status, body_type)
         first, refuses_usage = b"", False
         if kind is None:
-            kind, first = AnswerKind.EVENTS, await _first_of_events(watchdog, plain_type)
+            kind, first = AnswerKind.EVENTS, await _first_of_events(watchdog, body_type)
         elif sending.asks_usage and head.status in REFUSING_STATUSES:
             first = await read_error(stream, watchdog)
             refuses_usage = refuses_stream_options(head.status, first)
@@ -135,7 +133,7 @@ async def forward(
         watchdog.stop()
         stream.abort()
         raise
-    return Answer(stream, watchdog, kind, first, plain_type == b"application/json", refuses_usage)
+    return Answer(stream, watchdog, kind, first, body_type == b"application/json", refuses_usage)
 
 
 def _out_of_time() -> errors.ProxyError:
@@ -157,31 +155,25 @@ async def read_error(stream: UpstreamStream, watchdog: Watchdog) -> bytes:
     return bytes(held)
 
 
-def _plain_type(headers: RawHeaders) -> bytes | None:
-    """The media type of a body, b"" where there is none; None for a body in a coding, into which nobody can look."""
-    first = first_values(headers)
-    return None if is_encoded(first) else media_type(first)
-
-
-def _kind(exchange: Exchange, admission: Admission, status: int, plain_type: bytes | None) -> AnswerKind | None:
+def _kind(exchange: Exchange, admission: Admission, status: int, body_type: bytes | None) -> AnswerKind | None:
     """How the body is to be relayed; None where its first bytes have to show that it is events."""
     if status >= 400:
         return AnswerKind.ERROR
     if status >= 300 and status != 304:
         raise errors.ProxyError(errors.UPSTREAM_PROTOCOL_ERROR, f"The upstream answered with a redirect ({status}).")
     # events inside a coding nobody asked for cannot be told apart: they pass as they are
-    if plain_type is None or exchange.method == "HEAD" or status in (204, 304):
+    if body_type is None or exchange.method == "HEAD" or status in (204, 304):
         return AnswerKind.OPAQUE
-    if plain_type == b"text/event-stream":
+    if body_type == b"text/event-stream":
         return AnswerKind.EVENTS
     if admission.streamed and exchange.endpoint.treatment is Treatment.METERED:
         return None
     return AnswerKind.OPAQUE
 
 
-async def _first_of_events(watchdog: Watchdog, plain_type: bytes | None) -> bytes:
+async def _first_of_events(watchdog: Watchdog, body_type: bytes | None) -> bytes:
     """The first bytes of a body that does not say that it is events. Raises `ProxyError` where it is none."""
-    first = b"" if plain_type in _NOT_SSE else await _first_bytes(watchdog)
+    first = b"" if body_type in _NOT_SSE else await _first_bytes(watchdog)
     if not _SSE_FIELD.match(first):
         # SDKs would show a 200 without events as an empty answer (protocol.md section 2.3)
         raise errors.ProxyError(

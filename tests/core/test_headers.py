@@ -17,8 +17,7 @@ from proxy.core.headers import (
     Stop,
     first_values,
     header,
-    is_encoded,
-    media_type,
+    plain_type,
     to_downstream,
 )
 
@@ -186,11 +185,13 @@ def test_first_values_are_what_header_finds(received: RawHeaders) -> None:
 
 
 def test_types_and_codings_are_read_in_any_case_and_without_parameters() -> None:
-    assert media_type({b"content-type": b" Text/Event-Stream ; charset=utf-8"}) == b"text/event-stream"
-    assert (media_type({}), is_encoded({})) == (b"", False)
-    assert not is_encoded({b"content-encoding": b" Identity "})
-    assert not is_encoded({b"content-encoding": b""})
-    assert is_encoded({b"content-encoding": b"gzip"})
+    events = (b"Content-type", b" Text/Event-Stream ; charset=utf-8")
+    assert plain_type([events, (b"content-type", b"text/html")]) == b"text/event-stream"
+    assert plain_type([]) == b""
+    assert plain_type([events, (b"Content-Encoding", b" Identity ")]) == b"text/event-stream"
+    assert plain_type([events, (b"Content-Encoding", b"")]) == b"text/event-stream"
+    assert plain_type([events, (b"content-encoding", b"gzip")]) is None
+    assert plain_type([(b"content-encoding", b"GZIP"), (b"Content-Encoding", b"identity")]) is None
 
 
 def test_what_scripts_may_read_crosses_or_is_ours_and_what_sdks_send_is_allowed() -> None:

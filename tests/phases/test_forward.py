@@ -9,8 +9,9 @@ import pytest
 
 from proxy.core import errors
 from proxy.core.ending import StreamShape
+from proxy.core.headers import plain_type
 from proxy.phases.exchange import Treatment
-from proxy.phases.forward import AnswerKind, _first_of_events, _kind, _plain_type
+from proxy.phases.forward import AnswerKind, _first_of_events, _kind
 from tests.fakes.peers import FakeDownstream, FakeStream, exchange
 
 if TYPE_CHECKING:
@@ -37,9 +38,9 @@ async def _judged(
     stream = FakeStream(reads, status=status, headers=headers)
     admission = cast("Admission", SimpleNamespace(streamed=streamed))
     asked = exchange(FakeDownstream(), StreamShape.CHAT, treatment=treatment)
-    plain_type = _plain_type(stream.head.headers)
-    kind = _kind(asked, admission, stream.head.status, plain_type)
-    return (kind, b"") if kind is not None else (AnswerKind.EVENTS, await _first_of_events(stream.watchdog, plain_type))
+    body_type = plain_type(stream.head.headers)
+    kind = _kind(asked, admission, stream.head.status, body_type)
+    return (kind, b"") if kind is not None else (AnswerKind.EVENTS, await _first_of_events(stream.watchdog, body_type))
 
 
 @pytest.mark.parametrize(
