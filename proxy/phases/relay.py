@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
+
+import msgspec
 
 from proxy.core import errors
 from proxy.core.ending import EndingWatch, StreamShape, until_hidden_error
@@ -40,8 +41,7 @@ _TRUNCATED = "The upstream ended the stream before the answer was finished."
 _ERROR_FIELD = "The upstream reported an error in a form that clients do not see."
 
 
-@dataclass(frozen=True, slots=True)
-class Relayed:
+class Relayed(msgspec.Struct, frozen=True):
     """What went downstream. `failure` is an error that the client was told of after the commit point.
 
     `told_error`: the upstream told of an error itself, in an event that passed.
@@ -52,8 +52,7 @@ class Relayed:
     told_error: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Accompaniment:
+class Accompaniment(msgspec.Struct, frozen=True, eq=False):
     """What goes along with a relay: who watches it, and what must be true before its first byte.
 
     `hide` takes out of released events what the client must not see; None: all passes. `gaps` are told when events

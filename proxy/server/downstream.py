@@ -82,7 +82,7 @@ class Downstream:
         self.started = True
         self._is_bodiless = request.method == "HEAD" or status in _BODILESS or status < 200
         named = [*headers, *self._extra]
-        block = b"".join([b"%b: %b\r\n" % pair for pair in named])
+        block = b"\r\n".join([*map(b": ".join, named), b""])
         if block.count(b"\n") != len(named) or block.count(b"\r") != len(named):
             raise ValueError("a header holds a line end")
         framing = b""

@@ -170,6 +170,14 @@ class Connection(RequestHandler):
             if not hasattr(broken, "method"):
                 request.content.set_exception(web.RequestPayloadError("broken framing"))
 
+    def resume_reading(self, resume_parser: bool = True) -> None:  # noqa: FBT001, FBT002 - aiohttp's signature
+        """Read on after a pause; aiohttp asks at the end of each body, and parses nothing once more where none was.
+
+        Its parser holds bytes back only while one of the two flags is set.
+        """
+        if self._reading_paused or self._buffer_paused:
+            super().resume_reading(resume_parser)
+
     async def shutdown(self, timeout: float | None = 15.0) -> None:  # noqa: ASYNC109 - aiohttp's signature
         """End the connection within `timeout` seconds, even one that is not read from.
 
