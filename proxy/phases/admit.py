@@ -80,24 +80,34 @@ async def admit(exchange: Exchange, principal: Principal, max_request_bytes: int
 
     Raises `ProxyError` 400, 403, 404, 408 or 413.
     """
-    endpoint = exchange.endpoint
-    _allow_endpoint(exchange, principal.plan)
-    if endpoint.treatment is Treatment.STATEFUL:
+    treatment, plan = exchange.endpoint.treatment, principal.plan
+    _allow_endpoint(exchange, plan)
+    if treatment is Treatment.STATEFUL:
         return Admission(principal, None, streamed=False, body=b"", rest=_pieces(exchange))
-    if endpoint.treatment is Treatment.METERED:
-        admission = await _admit_metered(exchange, principal, max_request_bytes)
+    if treatment is Treatment.METERED:
+        body, inflated = await _read_plain(exchange, max_request_bytes)
+        request = read_metered(body) if len(body) <= _LONG_BYTES else await asyncio.to_thread(read_metered, body)
+        admission = Admission(
+            principal,
+            request.model,
+            request.stream,
+            body,
+            model_span=request.model_span,
+            inflated=inflated,
+            usage_edit=request.usage_edit,
+        )
     else:
         admission = await _admit_inference(exchange, principal, max_request_bytes)
-    _allow_model(exchange, principal.plan, admission.model)
+    _allow_model(exchange, plan, admission.model)
     return admission
 
 
 def _allow_endpoint(exchange: Exchange, plan: Plan) -> None:
-    group = "stateful" if exchange.endpoint.treatment is Treatment.STATEFUL else "inference"
-    allowed = plan.endpoints
-    path = exchange.path if group == "stateful" else "/" + exchange.endpoint.name
+    is_stateful, allowed = exchange.endpoint.treatment is Treatment.STATEFUL, plan.endpoints
+    if allowed.match("stateful" if is_stateful else "inference") is not None:
+        return
     # a path has its leading slash, so that no client can spell one of the two words
-    if allowed.match(group) is None and allowed.match(path) is None:
+    if allowed.match(exchange.path if is_stateful else "/" + exchange.endpoint.name) is None:
         raise errors.ProxyError(errors.ENDPOINT_NOT_ALLOWED, f"This API key may not use {_shown(exchange)}.")
 
 
@@ -124,20 +134,6 @@ def _allow_model(exchange: Exchange, plan: Plan, model: str | None) -> None:
             )
     elif plan.models.match(model) is None:
         raise model_not_found(exchange.endpoint.name, model)
-
-
-async def _admit_metered(exchange: Exchange, principal: Principal, max_request_bytes: int) -> Admission:
-    body, inflated = await _read_plain(exchange, max_request_bytes)
-    request = read_metered(body) if len(body) <= _LONG_BYTES else await asyncio.to_thread(read_metered, body)
-    return Admission(
-        principal,
-        request.model,
-        request.stream,
-        body,
-        model_span=request.model_span,
-        inflated=inflated,
-        usage_edit=request.usage_edit,
-    )
 
 
 async def _admit_inference(exchange: Exchange, principal: Principal, max_request_bytes: int) -> Admission:
@@ -192,9 +188,13 @@ async def _watched_pieces(exchange: Exchange, finder: ModelFinder) -> AsyncItera
 
 async def _read_plain(exchange: Exchange, max_request_bytes: int) -> tuple[bytes, bool]:
     """The whole body with a `Content-Encoding` undone, and whether there was one."""
-    raw = await _read_whole(exchange, max_request_bytes)
-    encoding = (exchange.first.get(b"content-encoding") or b"identity").strip().lower()
-    if encoding == b"identity":
+    raw = exchange.body.take_whole()
+    if raw is None:
+        raw = await _read_whole(exchange, max_request_bytes)
+    elif len(raw) > max_request_bytes:
+        raise _too_large(max_request_bytes, f"({len(raw)} bytes read)")
+    encoding = exchange.first.get(b"content-encoding")
+    if not encoding or (encoding := encoding.strip().lower()) == b"identity":
         return raw, False
     if encoding not in (b"gzip", b"x-gzip", b"deflate"):
         raise errors.ProxyError(
@@ -205,13 +205,11 @@ async def _read_plain(exchange: Exchange, max_request_bytes: int) -> tuple[bytes
 
 
 async def _read_whole(exchange: Exchange, max_request_bytes: int) -> bytes:
+    """The body as it comes."""
     announced = exchange.body.content_length
     if announced is not None and announced > max_request_bytes:
         raise _too_large(max_request_bytes, f"({announced} bytes announced)")
-    whole = exchange.body.take_whole()
-    if whole is not None and len(whole) <= max_request_bytes:
-        return whole
-    held = bytearray(whole or b"")
+    held = bytearray()
     while piece := await exchange.body.read():
         if len(piece) == announced:
             return piece  # all of it, as short bodies come

@@ -172,6 +172,15 @@ async def test_an_oversize_by_chunks_is_refused_when_it_becomes_one() -> None:
     assert_not_logged(proxy)
 
 
+async def test_an_oversize_by_chunks_that_arrives_at_once_is_refused() -> None:
+    async with stage(server={"max_request_bytes": 1000}) as (upstream, proxy, client):
+        client.writer.write(head("Transfer-Encoding: chunked") + chunk(MARK.encode() * 1000) + chunk(b""))
+        assert_refused(await client.answer(), TOO_LARGE)
+        assert upstream.requests == []
+        await assert_serves(proxy, upstream, client)
+    assert_not_logged(proxy)
+
+
 FRAMINGS = {
     "by length": ("Content-Length: 500", b'{"model":"m'),
     "by chunks": ("Transfer-Encoding: chunked", b"5\r\n{"),
