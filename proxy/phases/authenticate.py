@@ -181,31 +181,22 @@ def secret_of(credential: tuple[bytes, bytes]) -> bytes:
     return secret.strip() if scheme.lower() == b"bearer" else b""
 
 
-def presented_secrets(first: Mapping[bytes, bytes]) -> list[bytes]:
-    """The credentials among the `first_values` of a request's headers.
-
-    `Authorization: Bearer`, then `api-key` as Azure SDKs send it.
-    """
-    found = []
-    for name in (b"authorization", b"api-key"):
-        value = first.get(name)
-        if value is not None and (secret := secret_of((name, value))):
-            found.append(secret)
-    return found
-
-
 def authenticate(first: Mapping[bytes, bytes], keyring: Keyring, now_s: float) -> Principal:
     """The principal of the key among the `first_values` of a request's headers.
 
-    Raises `ProxyError` 401. Where both headers are present either may hold Sluice's key: an upstream with
-    `auth: passthrough` then gets the client's own credential from the other.
+    It stands in `Authorization: Bearer`, or in `api-key` as Azure SDKs send it. Raises `ProxyError` 401. Where both are
+    present either may hold Sluice's key: an upstream with `auth: passthrough` then gets the client's own credential
+    from the other.
     """
-    secrets = presented_secrets(first)
-    for secret in secrets:
-        principal = keyring.holder(secret, now_s)
-        if principal is not None:
-            return principal
-    raise errors.ProxyError(errors.INVALID_API_KEY, _INCORRECT if secrets else _MISSING)
+    told = _MISSING
+    for name in (b"authorization", b"api-key"):
+        value = first.get(name)
+        if value is not None and (secret := secret_of((name, value))):
+            principal = keyring.holder(secret, now_s)
+            if principal is not None:
+                return principal
+            told = _INCORRECT
+    raise errors.ProxyError(errors.INVALID_API_KEY, told)
 
 
 class Authenticator:

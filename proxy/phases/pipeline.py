@@ -99,11 +99,34 @@ class Pipeline:
         self._turn = asyncio.Lock()  # of settling
 
     async def run(self, exchange: Exchange, refusal: errors.ProxyError | None = None) -> None:
-        """Serve one exchange to its end, whatever that is; `refusal` is why it ends before it began."""
+        """Serve one exchange to its end, and turn every way in which that may fail into an answer and a finding.
+
+        `refusal` is why it ends before it began.
+        """
         live = self._live.add(exchange)
         findings = live.findings
         try:
-            await self._serve(exchange, live, refusal or self._live.refusal)
+            try:
+                if refusal is not None or (refusal := self._live.refusal) is not None:
+                    raise refusal
+                await self._phases(exchange, live)
+            except errors.ProxyError as error:
+                await self._tell(exchange, live, error)
+            except asyncio.CancelledError:
+                if live.interruption is None or exchange.downstream.started or live.task is None:
+                    raise
+                live.task.uncancel()
+                findings.aborted_by = cutter_of(live.interruption)
+                await self._tell(exchange, live, live.interruption)
+        except (asyncio.CancelledError, ConnectionError):
+            findings.error, findings.aborted_by = who_ended(live)
+            exchange.downstream.abort()
+            raise
+        except Exception as fault:  # noqa: BLE001 - one exchange's fault must not become another's
+            findings.fault = type(fault).__name__
+            self._log.error("fault", id=exchange.id, exc_info=fault)
+            told = errors.ProxyError(errors.INTERNAL, "Sluice failed on this request.")
+            await self._tell(exchange, live, told)
         finally:
             findings.ended_in = findings.ended_in or exchange.timeline.phase
             self._settle(exchange, live)
@@ -163,32 +186,6 @@ class Pipeline:
         exchange.timeline.enter(Phase.DONE)
         record(exchange, findings, ending, self._metrics, self._log)
 
-    async def _serve(self, exchange: Exchange, live: Live, refusal: errors.ProxyError | None) -> None:
-        """Run the phases and turn every way they may fail into an answer and a finding."""
-        findings = live.findings
-        try:
-            try:
-                if refusal is not None:
-                    raise refusal
-                await self._phases(exchange, live)
-            except errors.ProxyError as error:
-                await self._tell(exchange, live, error)
-            except asyncio.CancelledError:
-                if live.interruption is None or exchange.downstream.started or live.task is None:
-                    raise
-                live.task.uncancel()
-                findings.aborted_by = cutter_of(live.interruption)
-                await self._tell(exchange, live, live.interruption)
-        except (asyncio.CancelledError, ConnectionError):
-            findings.error, findings.aborted_by = who_ended(live)
-            exchange.downstream.abort()
-            raise
-        except Exception as fault:  # noqa: BLE001 - one exchange's fault must not become another's
-            findings.fault = type(fault).__name__
-            self._log.error("fault", id=exchange.id, exc_info=fault)
-            told = errors.ProxyError(errors.INTERNAL, "Sluice failed on this request.")
-            await self._tell(exchange, live, told)
-
     async def _phases(self, exchange: Exchange, live: Live) -> None:
         findings = live.findings
         principal = findings.principal = self._authenticator.principal(exchange, self._clock())
@@ -199,7 +196,25 @@ class Pipeline:
         answer, upstream, along = await self._answer(exchange, live, principal)
         live.watchdog = answer.watchdog
         exchange.timeline.enter(Phase.RELAY)
-        await self._relay(exchange, answer, upstream, along, live)
+        try:
+            relayed = await relay(exchange, answer, upstream, along, self._limits.keepalive_s)
+            if answer.watchdog.fired == "write_stall":
+                raise ConnectionResetError("the client stopped reading")
+            findings.relayed = relayed
+            if relayed.told_error:
+                answer.failed()
+            if relayed.failure is not None:
+                answer.broke(relayed.failure)
+                by_us = live.interruption is not None and relayed.failure is live.interruption
+                findings.aborted_by = cutter_of(relayed.failure) if by_us else answer.watchdog.fired
+                if along.allowance is not None and along.allowance.has_ended_it:
+                    findings.aborted_by = "quota"
+        finally:
+            if along.observer.rest is None:
+                answer.close()
+            pauses, seconds = exchange.downstream.backpressure
+            if pauses:
+                self._metrics.backpressure(upstream.name, pauses, seconds)
 
     async def _answer(
         self, exchange: Exchange, live: Live, principal: Principal
@@ -220,30 +235,6 @@ class Pipeline:
         hide = UsageHider().hide if sending.asks_usage else None
         along = Accompaniment(observer, findings.gaps, account.headers, account.entry.durable, hide, account.allowance)
         return answer, sending.upstream, along
-
-    async def _relay(
-        self, exchange: Exchange, answer: Answer, upstream: Upstream, along: Accompaniment, live: Live
-    ) -> None:
-        findings = live.findings
-        try:
-            relayed = await relay(exchange, answer, upstream, along, self._limits.keepalive_s)
-            if answer.watchdog.fired == "write_stall":
-                raise ConnectionResetError("the client stopped reading")
-            findings.relayed = relayed
-            if relayed.told_error:
-                answer.failed()
-            if relayed.failure is not None:
-                answer.broke(relayed.failure)
-                by_us = live.interruption is not None and relayed.failure is live.interruption
-                findings.aborted_by = cutter_of(relayed.failure) if by_us else answer.watchdog.fired
-                if along.allowance is not None and along.allowance.has_ended_it:
-                    findings.aborted_by = "quota"
-        finally:
-            if along.observer.rest is None:
-                answer.close()
-            pauses, seconds = exchange.downstream.backpressure
-            if pauses:
-                self._metrics.backpressure(upstream.name, pauses, seconds)
 
     async def _answer_models(self, exchange: Exchange, live: Live, principal: Principal) -> None:
         body = await self._catalogue.answer(exchange, principal)

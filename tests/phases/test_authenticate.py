@@ -12,7 +12,7 @@ from proxy.core.headers import first_values
 from proxy.core.limits import parse_limit
 from proxy.core.quota import Kind
 from proxy.core.throttle import Throttle
-from proxy.phases.authenticate import Authenticator, Keyring, Refused, authenticate, digest_of, presented_secrets
+from proxy.phases.authenticate import Authenticator, Keyring, Principal, Refused, authenticate, digest_of
 from proxy.telemetry.metrics import Metrics
 from tests.fakes.arrived import SECRET, arrived, principal
 from tests.fakes.stored_keys import PLANS, STANDARD, changes, stored
@@ -39,7 +39,22 @@ EXPIRES_S = 1_800_000_000.0
     ],
 )
 def test_a_key_comes_as_bearer_or_api_key(headers: list[tuple[bytes, bytes]], secrets: list[bytes]) -> None:
-    assert presented_secrets(first_values(headers)) == secrets
+    keyring = _Asked([principal()])
+    with pytest.raises(errors.ProxyError):
+        authenticate(first_values(headers), keyring, 0)
+    assert keyring.asked == secrets
+
+
+class _Asked(Keyring):
+    """Notes the secrets that are looked up."""
+
+    def __init__(self, principals: list[Principal]) -> None:
+        super().__init__(principals)
+        self.asked: list[bytes] = []
+
+    def holder(self, secret: bytes, now_s: float) -> Principal | None:
+        self.asked.append(secret)
+        return super().holder(secret, now_s)
 
 
 def test_the_holder_of_a_key_is_found_and_nobody_else() -> None:
