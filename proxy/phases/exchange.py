@@ -78,33 +78,29 @@ class Timeline:
             self.phase = phase
             self._entered.append((phase, time.perf_counter_ns()))
 
-    @property
-    def spent_s(self) -> dict[Phase, float]:
-        """How long each phase took that has ended, in seconds, in the order in which they were first entered.
+    def passed(self) -> tuple[dict[Phase, float], float | None]:
+        """How long each phase took that has ended, and the overhead, in seconds.
 
-        To the microsecond, and no phase is rounded up.
+        The phases are in the order in which they were first entered, to the microsecond, and none is rounded up. The
+        overhead is the time in Sluice before the request first went upstream, the queue aside; None if it never did.
         """
         phases, began_ns = zip(*self._entered, strict=True)
         took_us = map(floordiv, map(sub, began_ns[1:], began_ns), repeat(1000))
-        if len(set(phases[:-1])) == len(phases) - 1:
-            return dict(zip(phases, map(truediv, took_us, repeat(1_000_000)), strict=False))
-        spent_us = dict.fromkeys(phases[:-1], 0)
-        for phase, more_us in zip(phases, took_us, strict=False):
-            spent_us[phase] += more_us
-        return {phase: total_us / 1_000_000 for phase, total_us in spent_us.items()}
-
-    @property
-    def overhead_s(self) -> float | None:
-        """Seconds in Sluice before the request first went upstream, the queue aside; None if it never did."""
-        phases, began_ns = zip(*self._entered, strict=True)
+        if len(set(phases)) == len(phases):
+            spent_s = dict(zip(phases, map(truediv, took_us, repeat(1_000_000)), strict=False))
+        else:
+            spent_us = dict.fromkeys(phases[:-1], 0)
+            for phase, more_us in zip(phases, took_us, strict=False):
+                spent_us[phase] += more_us
+            spent_s = {phase: total_us / 1_000_000 for phase, total_us in spent_us.items()}
         if Phase.FORWARD not in phases:
-            return None
+            return spent_s, None
         first = phases.index(Phase.FORWARD)
         passed_ns = began_ns[first] - began_ns[0]
         if Phase.QUEUE in phases[:first]:
             spans = zip(phases[:first], began_ns, began_ns[1:], strict=False)
             passed_ns -= sum(ended_ns - since_ns for phase, since_ns, ended_ns in spans if phase is Phase.QUEUE)
-        return float(passed_ns / 1_000_000_000)
+        return spent_s, passed_ns / 1_000_000_000
 
 
 class RequestBody(Protocol):

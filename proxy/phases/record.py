@@ -12,6 +12,7 @@ import msgspec
 
 from proxy.core import errors
 from proxy.core.gaps import Gaps
+from proxy.core.usage import Usage
 from proxy.telemetry.logs import MAX_VALUE_CHARS, log_clean
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 
 _LONGEST_MODEL: Final = 128
+_NO_DETAILS: Final = Usage()[2:]
 
 
 class Findings(msgspec.Struct):
@@ -122,15 +124,24 @@ def record(
 ) -> None:
     """Count the exchange and write its line."""
     duration_s = time.perf_counter() - exchange.timeline.arrived_s
-    _count(exchange, findings, ending, metrics, duration_s)
-    fields = _fields(exchange, findings, ending, duration_s)
+    spent_s, overhead_s = exchange.timeline.passed()
+    _count(exchange, findings, ending, metrics, duration_s=duration_s, overhead_s=overhead_s)
+    fields = _fields(exchange, findings, ending, duration_s, spent_s)
     is_trouble = findings.fault is not None or (ending.outcome != "ok" and _is_trouble(ending))
     log_clean(log, "warning" if is_trouble else "info", "exchange", fields)
     if exchange.trace is not None:
         exchange.trace.end(exchange, findings)
 
 
-def _count(exchange: Exchange, findings: Findings, ending: Ending, metrics: Metrics, duration_s: float) -> None:
+def _count(
+    exchange: Exchange,
+    findings: Findings,
+    ending: Ending,
+    metrics: Metrics,
+    *,
+    duration_s: float,
+    overhead_s: float | None,
+) -> None:
     principal, target, relayed, trace = findings.principal, findings.target, findings.relayed, exchange.trace
     key = principal.key_id if principal is not None else ""
     model = target.label if target is not None else ""
@@ -147,7 +158,7 @@ def _count(exchange: Exchange, findings: Findings, ending: Ending, metrics: Metr
         duration_s=duration_s,
         # an error of ours is no first byte of an upstream's
         time_to_first_byte_s=ending.first_byte_s if findings.answer is not None else None,
-        overhead_s=exchange.timeline.overhead_s,
+        overhead_s=overhead_s,
         trace_id=trace.id if trace is not None and trace.context.is_sampled else None,
     )
     if findings.gaps.total_s and target is not None:
@@ -175,7 +186,9 @@ def _cause(error: BaseException) -> str:
     return _cause(error.__cause__) if error.__cause__ is not None else type(error).__name__
 
 
-def _fields(exchange: Exchange, findings: Findings, ending: Ending, duration_s: float) -> dict[str, object]:
+def _fields(
+    exchange: Exchange, findings: Findings, ending: Ending, duration_s: float, spent_s: dict[Phase, float]
+) -> dict[str, object]:
     """The canonical line: what is known of the exchange, and never a key, a prompt or an answer.
 
     It is clean (see `log_clean`): what others have written is cut to size here.
@@ -194,7 +207,7 @@ def _fields(exchange: Exchange, findings: Findings, ending: Ending, duration_s: 
         "phase": findings.ended_in,
         "attempts": account.attempts if account is not None else 0,
         "duration_s": round(duration_s, 6),
-        "phases_s": exchange.timeline.spent_s,
+        "phases_s": spent_s,
         "received_bytes": exchange.body.received_bytes,
         "sent_bytes": exchange.downstream.sent_bytes,
     }
@@ -230,7 +243,7 @@ def _add_charge(fields: dict[str, object], settlement: Settlement) -> None:
     fields["grade"] = settlement.grade
     fields["input_tokens"] = usage.input_tokens
     fields["output_tokens"] = usage.output_tokens
-    if any(usage[2:]):
+    if usage[2:] != _NO_DETAILS:
         fields |= {name: value for name, value in zip(usage._fields[2:], usage[2:], strict=True) if value}
     fields["cost_usd"] = settlement.cost_nano_usd / 1_000_000_000
 

@@ -61,7 +61,7 @@ class Downstream:
         self._pauses = 0
         self._paused_s = 0.0
         self._request = request
-        self._connection = cast("Connection", request.protocol)
+        self._connection: Connection = request.protocol  # type: ignore[assignment]  # `Server` makes no other
         self._extra = extra
         self._is_last = is_last
         self._head = b""  # waits for the first bytes of the body: one packet, one system call
@@ -81,9 +81,9 @@ class Downstream:
         is_current = request.version >= HttpVersion11
         self.started = True
         self._is_bodiless = request.method == "HEAD" or status in _BODILESS or status < 200
-        named = [*headers, *self._extra]
-        block = b"\r\n".join([*map(b": ".join, named), b""])
-        if block.count(b"\n") != len(named) or block.count(b"\r") != len(named):
+        lines = [*map(b": ".join, headers), *map(b": ".join, self._extra), b""]
+        block = b"\r\n".join(lines)
+        if not block.count(b"\n") == block.count(b"\r") == len(lines) - 1:
             raise ValueError("a header holds a line end")
         framing = b""
         if content_length is not None:
@@ -98,19 +98,18 @@ class Downstream:
             self.answered = _KEEPS_ALIVE
         else:
             goes_on = b"Connection: close\r\n" if is_current else b""
-        date = self._connection.date()
         self._head = b"%b%bServer: sluice\r\n%b%bDate: %b\r\n\r\n" % (
             _status_line(status, is_current=is_current),
             block,
             framing,
             goes_on,
-            date,
+            self._connection.date(),
         )
 
     def _is_out_of_step(self) -> bool:
         """The body broke off, or the client waits for leave to send it: what comes next may be that, or a request."""
         content = self._request.content
-        return content.exception() is not None or ("Expect" in self._request.headers and not content.is_eof())
+        return content.exception() is not None or (not content.is_eof() and "Expect" in self._request.headers)
 
     @property
     def is_direct(self) -> bool:

@@ -106,11 +106,12 @@ class Server(web.Server):
 class Connection(RequestHandler):
     """A client's connection."""
 
-    __slots__ = ("_server", "_watched")
+    __slots__ = ("_server", "_watched", "date")
 
     def __init__(self, server: Server, **kwargs: Any) -> None:
         super().__init__(server, **kwargs)
         self._server = server
+        self.date = server.date
         self._watched: tuple[int, asyncio.Transport] | None = None  # by `Server.hangups`
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -153,10 +154,6 @@ class Connection(RequestHandler):
         if self._watched is not None:
             self._server.hangups.forget(*self._watched)
         super().connection_lost(exc)
-
-    def date(self) -> bytes:
-        """What an answer that begins now says of it."""
-        return self._server.date()
 
     def data_received(self, data: bytes) -> None:
         """Parse what came; a body that breaks its framing ends the exchange that reads it, at once.

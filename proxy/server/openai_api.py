@@ -71,7 +71,6 @@ class OpenAIApi:
         try:
             _refuse_version(request)
             endpoint, path = resolve(request.method, raw_path)
-            self._refuse(request)
         except errors.ProxyError as error:
             refusal = error
         headers = list(request.raw_headers)
@@ -87,24 +86,25 @@ class OpenAIApi:
             downstream=downstream,
             trace=None if self._tracing is None else self._tracing.begin(headers),
         )
-        return exchange, refusal
+        return exchange, refusal or self._refusal(exchange.first, request)
 
-    def _refuse(self, request: web.BaseRequest) -> None:
-        """What no endpoint takes."""
-        coding = request.headers.get("Transfer-Encoding")
-        if coding is not None and (coding.strip().lower() != "chunked" or request.version == HttpVersion10):
+    def _refusal(self, first: dict[bytes, bytes], request: web.BaseRequest) -> errors.ProxyError | None:
+        """Why no endpoint takes this; `first` are the first values of its headers."""
+        coding = first.get(b"transfer-encoding")
+        if coding is not None and (coding.strip().lower() != b"chunked" or request.version == HttpVersion10):
             # another coding would stay in the body; and HTTP/1.0 has none at all (RFC 9112 section 6.1)
-            raise errors.ProxyError(errors.BAD_REQUEST, "The only Transfer-Encoding understood is chunked.")
-        expect = request.headers.get("Expect")
-        if expect is not None and expect.strip().lower() != "100-continue":
-            raise errors.ProxyError(errors.EXPECTATION_FAILED, "Only `Expect: 100-continue` is understood.")
+            return errors.ProxyError(errors.BAD_REQUEST, "The only Transfer-Encoding understood is chunked.")
+        expect = first.get(b"expect")
+        if expect is not None and expect.strip().lower() != b"100-continue":
+            return errors.ProxyError(errors.EXPECTATION_FAILED, "Only `Expect: 100-continue` is understood.")
         if request._message.upgrade:  # noqa: SLF001 - the parser's verdict has no public name; a WebSocket may smuggle
-            raise errors.ProxyError(errors.BAD_REQUEST, "This server does not upgrade connections.")
-        via = request.headers.get("Via")
-        if via is not None and self._via_name.decode() in via:
-            raise errors.ProxyError(
+            return errors.ProxyError(errors.BAD_REQUEST, "This server does not upgrade connections.")
+        via = first.get(b"via")
+        if via is not None and self._via_name in via:
+            return errors.ProxyError(
                 errors.UPSTREAM_PROTOCOL_ERROR, "The request came back to this proxy: an upstream points at it."
             )
+        return None
 
     async def _preflight(self, serving: Serving, request: web.BaseRequest, origin: str | None) -> web.StreamResponse:
         headers = serving.cors.preflight(
