@@ -146,15 +146,11 @@ def _count(
     key = principal.key_id if principal is not None else ""
     model = target.label if target is not None else ""
     upstream = ending.upstream or ""
+    streamed = (findings.admission is not None and findings.admission.streamed) or (
+        relayed is not None and relayed.events > 0
+    )
     metrics.exchange_ended(
-        key=key,
-        model=model,
-        endpoint=exchange.endpoint.name,
-        outcome=ending.outcome,
-        status=ending.status,
-        upstream=upstream,
-        streamed=(findings.admission is not None and findings.admission.streamed)
-        or (relayed is not None and relayed.events > 0),
+        (key, model, exchange.endpoint.name, ending.outcome, ending.status, upstream, streamed),
         duration_s=duration_s,
         # an error of ours is no first byte of an upstream's
         time_to_first_byte_s=ending.first_byte_s if findings.answer is not None else None,

@@ -35,6 +35,12 @@ if TYPE_CHECKING:
 
     from proxy.core.usage import Usage
 
+ExchangeLabels = tuple[str, str, str, str, int, str, bool]
+"""Of an exchange that ended: key, model, endpoint, outcome, status, upstream, and whether it was streamed.
+
+The key's id and the configured name or pattern of the model that matched; empty where it did not come so far.
+"""
+
 # 10,000 label sets of a counter take some 0.3 s to render, of a histogram 3 s (libraries.md section 6)
 _MAX_COUNTER_LABEL_SETS: Final = 10_000
 _MAX_HISTOGRAM_LABEL_SETS: Final = 1_000
@@ -92,7 +98,7 @@ class Metrics:
         build.labels(__version__, platform.python_version()).set(1)
 
     def _define_exchanges(self) -> None:
-        self._ended: dict[tuple[str, str, str, str, int, str, bool], _Ended] = {}
+        self._ended: dict[ExchangeLabels, _Ended] = {}
         exchange = ("key", "model", "endpoint", "outcome", "status")
         answer = ("model", "upstream", "streamed")
         self._requests = self._counter("sluice_requests_total", "Exchanges that ended.", exchange)
@@ -159,14 +165,8 @@ class Metrics:
 
     def exchange_ended(
         self,
+        labels: ExchangeLabels,
         *,
-        key: str,
-        model: str,
-        endpoint: str,
-        outcome: str,
-        status: int,
-        upstream: str,
-        streamed: bool,
         duration_s: float,
         time_to_first_byte_s: float | None,
         overhead_s: float | None,
@@ -174,11 +174,9 @@ class Metrics:
     ) -> None:
         """Count an exchange that is over, however it ended.
 
-        `key` is the key's id and `model` the configured name or pattern that matched, empty where the exchange did not
-        come so far. Times that never happened (no byte went downstream, nothing went upstream) are None. `trace_id` is
-        of a trace that is recorded, and goes with the times as their exemplar.
+        Times that never happened (no byte went downstream, nothing went upstream) are None. `trace_id` is of a trace
+        that is recorded, and goes with the times as their exemplar.
         """
-        labels = (key, model, endpoint, outcome, status, upstream, streamed)
         ended = self._ended.get(labels) or self._find(labels)
         ended.requests.value += 1
         ended.duration.observe(duration_s, trace_id)
@@ -187,7 +185,7 @@ class Metrics:
         if overhead_s is not None:
             ended.overhead.observe(overhead_s)
 
-    def _find(self, labels: tuple[str, str, str, str, int, str, bool]) -> _Ended:
+    def _find(self, labels: ExchangeLabels) -> _Ended:
         """What exchanges count in that end so; remembered, for there are four of them."""
         key, model, endpoint, outcome, status, upstream, streamed = labels
         answer = model, upstream, "true" if streamed else "false"

@@ -142,8 +142,11 @@ class _Stands(Collector):
     def settled(self, key: str, standings: Sequence[Standing], reserved: Demand, used: Demand) -> None:
         """Show what was used in place of what was reserved, in the windows that `standings` are of."""
         noted = self._keys.get(key, ())
+        if len(noted) == 1:
+            noted[0].settled.append((standings, reserved, used))
+            return
         for seen in noted:
-            if len(noted) == 1 or not _names(standings).isdisjoint(_names(seen.standings)):
+            if not _names(standings).isdisjoint(_names(seen.standings)):
                 seen.settled.append((standings, reserved, used))
 
     def collect(self) -> Iterable[Metric]:

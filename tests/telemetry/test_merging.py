@@ -25,13 +25,7 @@ FORMATS = ["", "*/*", "text/plain", TEXT_1, OPENMETRICS, "application/openmetric
 
 def exchange(metrics: Metrics, key: str = "team-a") -> None:
     metrics.exchange_ended(
-        key=key,
-        model="gpt-4o*",
-        endpoint="chat/completions",
-        outcome="ok",
-        status=200,
-        upstream="openai",
-        streamed=True,
+        (key, "gpt-4o*", "chat/completions", "ok", 200, "openai", True),
         duration_s=1.25,
         time_to_first_byte_s=0.3,
         overhead_s=0.001,

@@ -66,20 +66,15 @@ def metrics(registry: CollectorRegistry) -> Metrics:
     return Metrics(registry)
 
 
-def end_exchange(metrics: Metrics, **changes: object) -> None:
-    facts: dict[str, object] = {
-        "key": "team-a",
-        "model": "gpt-4o*",
-        "endpoint": "chat/completions",
-        "outcome": "ok",
-        "status": 200,
-        "upstream": "openai",
-        "streamed": True,
-        "duration_s": 4.0,
-        "time_to_first_byte_s": 0.3,
-        "overhead_s": 0.0008,
-    }
-    metrics.exchange_ended(**(facts | changes))  # type: ignore[arg-type]  # one dict of differing types
+def end_exchange(
+    metrics: Metrics, *, streamed: bool = True, first_byte_s: float | None = 0.3, overhead_s: float | None = 0.0008
+) -> None:
+    metrics.exchange_ended(
+        ("team-a", "gpt-4o*", "chat/completions", "ok", 200, "openai", streamed),
+        duration_s=4.0,
+        time_to_first_byte_s=first_byte_s,
+        overhead_s=overhead_s,
+    )
 
 
 def use_everything(metrics: Metrics) -> None:
@@ -128,7 +123,7 @@ def test_an_exchange_counts_once_and_lands_in_its_buckets(metrics: Metrics, regi
 
 
 def test_times_that_never_happened_are_not_observed(metrics: Metrics, registry: CollectorRegistry) -> None:
-    end_exchange(metrics, time_to_first_byte_s=None, overhead_s=None, streamed=False)
+    end_exchange(metrics, first_byte_s=None, overhead_s=None, streamed=False)
     answer = {"model": "gpt-4o*", "upstream": "openai", "streamed": "false"}
     assert registry.get_sample_value("sluice_duration_seconds_count", answer) == 1
     assert registry.get_sample_value("sluice_time_to_first_byte_seconds_count", answer) is None
