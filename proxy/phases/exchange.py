@@ -10,8 +10,6 @@ import enum
 import random
 import time
 from dataclasses import dataclass
-from itertools import repeat
-from operator import floordiv, sub, truediv
 from typing import TYPE_CHECKING, Protocol
 
 import msgspec
@@ -84,23 +82,16 @@ class Timeline:
         The phases are in the order in which they were first entered, to the microsecond, and none is rounded up. The
         overhead is the time in Sluice before the request first went upstream, the queue aside; None if it never did.
         """
-        phases, began_ns = zip(*self._entered, strict=True)
-        took_us = map(floordiv, map(sub, began_ns[1:], began_ns), repeat(1000))
-        if len(set(phases)) == len(phases):
-            spent_s = dict(zip(phases, map(truediv, took_us, repeat(1_000_000)), strict=False))
-        else:
-            spent_us = dict.fromkeys(phases[:-1], 0)
-            for phase, more_us in zip(phases, took_us, strict=False):
-                spent_us[phase] += more_us
-            spent_s = {phase: total_us / 1_000_000 for phase, total_us in spent_us.items()}
-        if Phase.FORWARD not in phases:
-            return spent_s, None
-        first = phases.index(Phase.FORWARD)
-        passed_ns = began_ns[first] - began_ns[0]
-        if Phase.QUEUE in phases[:first]:
-            spans = zip(phases[:first], began_ns, began_ns[1:], strict=False)
-            passed_ns -= sum(ended_ns - since_ns for phase, since_ns, ended_ns in spans if phase is Phase.QUEUE)
-        return spent_s, passed_ns / 1_000_000_000
+        spent_ns: dict[Phase, int] = {}
+        overhead_s: float | None = None
+        phase, since_ns = self._entered[0]
+        arrived_ns, forward = since_ns, Phase.FORWARD
+        for entered, began_ns in self._entered[1:]:
+            spent_ns[phase] = spent_ns.get(phase, 0) + began_ns - since_ns
+            if entered is forward and overhead_s is None:
+                overhead_s = (began_ns - arrived_ns - spent_ns.get(Phase.QUEUE, 0)) / 1_000_000_000
+            phase, since_ns = entered, began_ns
+        return {phase: total_ns // 1000 / 1_000_000 for phase, total_ns in spent_ns.items()}, overhead_s
 
 
 class RequestBody(Protocol):
