@@ -7,8 +7,9 @@ An upstream that is asked for `include_usage` adds `"usage":null` to every chunk
 
 from __future__ import annotations
 
+import contextlib
 import re
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import msgspec
 
@@ -19,6 +20,10 @@ _SPACE: Final = b" \t\n\r"
 # as most upstreams write it, OpenAI with some padding behind
 _USUAL_END: Final = re.compile(rb'(?<![ \t\n\r]),"usage":null(?:,"obfuscation":"[0-9A-Za-z]*+")?\}\n\n')
 _MEMBER_BYTES: Final = len(b',"usage":null')
+_USUAL_MEMBER: Final = b',"usage":null'
+_USUAL_MEMBERS: Final = re.compile(  # of events of a line each; what begins with the comma is searched for faster
+    rb',"usage":null(?<![ \t],"usage":null)(?=(?:,"obfuscation":"[0-9A-Za-z]*+")?\}\n\n(?:data: \{|\Z))'
+)
 _LF: Final = 0x0A
 _CR: Final = 0x0D
 
@@ -45,7 +50,24 @@ class _Chunk(msgspec.Struct, gc=False):
     usage: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
 
 
+class _UsageEvent(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+    """A usage event as most upstreams write it: nothing in it may be part of an answer."""
+
+    choices: Annotated[list[None], msgspec.Meta(max_length=0)]
+    usage: dict[str, Any]
+    id: str | None = None
+    object: str | None = None
+    created: int | None = None
+    model: str | None = None
+    service_tier: str | None = None
+    system_fingerprint: str | None = None
+    obfuscation: str | None = None
+
+
 _decode_chunk: Final = msgspec.json.Decoder(_Chunk).decode
+_decode_chunks: Final = msgspec.json.Decoder(_Chunk).decode_lines
+_decode_usage_event: Final = msgspec.json.Decoder(_UsageEvent).decode
+_WITHOUT_USAGE: Final = _Chunk()
 
 
 class UsageHider:
@@ -71,15 +93,24 @@ class UsageHider:
 
     def hide(self, block: bytes) -> bytes:
         """The block without what the injection added."""
-        if self._plain and block[-2:] == b"\n\n":
-            if (at := block.rfind(_NAME)) < 0:
-                return block
-            lines = block.count(b"\n")
-            if lines == 2:
-                return _without_usual_member(block, at - 1) or _hidden_event(block)
-            if lines == 2 * block.count(b"\n\n") and b"\r" not in block:
-                return b"".join([_hidden_event(line + b"\n\n") for line in block[:-2].split(b"\n\n")])
-        return self._hide_in_events(block) if block else b""
+        if not self._plain or block[-2:] != b"\n\n":
+            return self._hide_in_events(block) if block else b""
+        if (at := block.rfind(_NAME)) < 0:
+            return block
+        lines = block.count(b"\n")
+        if lines == 2:
+            return _without_usual_member(block, at - 1) or _hidden_event(block)
+        if lines == 2 * block.count(b"\n\n") and b"\r" not in block:
+            return self._hide_in_lines(block)
+        return self._hide_in_events(block)
+
+    def _hide_in_lines(self, block: bytes) -> bytes:
+        """`hide` for events of a line each: those that are usual by a few calls for all, what follows one by one."""
+        end = block.find(b"\n\n", block.rfind(_USUAL_MEMBER)) + 2
+        shown, rest = _without_usual_members(block[:end]), block[end:]
+        if shown is None:
+            shown, rest = b"", block
+        return shown + b"".join([self.hide(line + b"\n\n") for line in rest.split(b"\n\n")[:-1]])
 
     def _hide_in_events(self, block: bytes) -> bytes:
         """`hide` for every other shape: several events, other line ends, `event` lines, comments, fragments."""
@@ -132,12 +163,29 @@ def _without_usual_member(event: bytes, at: int) -> bytes | None:
     return None
 
 
+def _without_usual_members(block: bytes) -> bytes | None:
+    """The same for many events of a line each; None where one ends otherwise, or is not certain.
+
+    What is left of them is decoded together. A line begins with a brace and ends with one, no comma stands between two,
+    and a line end inside of a string is no JSON: there are as many objects as lines only if each line is one. The last
+    brace of each closes the object in which the member was.
+    """
+    pieces = _USUAL_MEMBERS.split(block)
+    shown = b"".join(pieces)
+    joined = shown.replace(b"\n\ndata: ", b"\n")
+    if not shown.startswith(b"data: {") or joined.count(b"\n") != len(pieces):
+        return None
+    try:
+        chunks = _decode_chunks(joined[6:])
+    except (ValueError, RecursionError):
+        return None
+    return shown if chunks.count(_WITHOUT_USAGE) == len(chunks) == len(pieces) - 1 else None
+
+
 def _hidden_event(event: bytes) -> bytes:
     """A whole event without what the injection added; of one that is dropped, the comments before it remain."""
     if (at := event.rfind(_NAME)) < 0:
         return event
-    if event.count(b"\n") == 2 and (shown := _without_usual_member(event, at - 1)):
-        return shown
     if (usual := _hidden_in_line(event, at)) is not None:
         return usual
     head = _BOM if event.startswith(_BOM) else b""
@@ -202,6 +250,9 @@ def _is_usage_only(text: bytes) -> bool:
     """Whether this is the chunk that `include_usage` adds: no choices, a usage, and nothing else that may be answer."""
     if not _NO_CHOICES.search(text):
         return False
+    with contextlib.suppress(ValueError, RecursionError):
+        _decode_usage_event(text)
+        return True
     try:
         chunk = msgspec.json.decode(text)
     except (ValueError, RecursionError):
