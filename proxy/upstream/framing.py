@@ -8,14 +8,15 @@ httptools tells neither how far it read nor what it skipped.
 
 from __future__ import annotations
 
-import functools
 import re
-from dataclasses import dataclass, field
 from typing import Final
 
 import httptools
+import msgspec
 
 from proxy.core.errors import UPSTREAM_PROTOCOL_ERROR, ProxyError
+from proxy.upstream.parser_events import ChunkEvents, HeadEvents
+from proxy.upstream.usual_head import usual_head
 
 MAX_HEAD_BYTES: Final = 64 * 1024  # all of a head; servers and proxies send at most a few KiB
 MAX_HEADER_LINES: Final = 256
@@ -27,92 +28,54 @@ _STATUS_LINE_START: Final = b"HTTP/1."
 _BARE_LF: Final = re.compile(rb"(?<!\r)\n")
 _CONTENT_LENGTH: Final = re.compile(rb"[0-9]{1,18}")
 _WHOLE_CHUNK: Final = re.compile(rb"([0-9a-fA-F]{1,6})\r\n(.+)\r\n", re.DOTALL)
+_CHUNKED_HEAD: Final = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"  # before the parser may read chunks
 _KEEP_ALIVE_TIMEOUT: Final = re.compile(rb"(?:^|[,;\s])timeout\s*=\s*([0-9]{1,9})(?:$|[,;\s])", re.IGNORECASE)
 _FRAMING_HEADERS: Final = frozenset({b"connection", b"content-length", b"keep-alive", b"transfer-encoding"})
 
 
-@dataclass(frozen=True, slots=True)
-class ResponseHead:
-    """A final response head. `headers` are as received: in order, with their case and their duplicates."""
+class ResponseHead(msgspec.Struct, frozen=True, gc=False):
+    """A final response head. `headers` are as received: in order, with their case and their duplicates.
+
+    `content_length` is what they say of it, whether or not there is a body.
+    """
 
     status: int
     reason: bytes
-    headers: list[tuple[bytes, bytes]] = field(repr=False)  # cookies may be among them
+    headers: list[tuple[bytes, bytes]]
+    content_length: int | None = None
+
+    def __repr__(self) -> str:
+        return f"<ResponseHead {self.status}>"  # cookies may be among the headers
 
 
-class _ParserEvents:
-    """What httptools calls. Apart from the reader, so that reader and parser do not hold each other."""
-
-    __slots__ = ("complete", "headers", "in_head", "on_body", "on_chunk_complete", "on_chunk_header", "open_chunks")
-
-    def __init__(self, body: bytearray) -> None:
-        self.headers: list[tuple[bytes, bytes]] = []
-        self.in_head = True
-        self.complete = False
-        self.on_body = body.extend  # called for every piece of body: no frame of ours in between
-        self.open_chunks: list[None] = []  # one, from a chunk's size to its end
-        self.on_chunk_header = functools.partial(self.open_chunks.append, None)
-        self.on_chunk_complete = self.open_chunks.clear
-
-    def on_message_begin(self) -> None:
-        if self.complete:
-            raise ValueError  # stops the parser before it takes what follows for a second response
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        if self.in_head:  # else a trailer: dropped
-            self.headers.append((name, value.rstrip(b" \t")))
-
-    def on_message_complete(self) -> None:
-        self.complete = True
-
-
-class ResponseReader:
+class ResponseReader(msgspec.Struct, eq=False, gc=False):
     """Reads one response. `feed` what arrives and `end` when the peer closes; `take` the body.
 
     Both raise a `ProxyError` of kind UPSTREAM_PROTOCOL_ERROR; body bytes from before the fault can still be taken.
     """
 
-    __slots__ = (
-        "_between_chunks",
-        "_bodiless",
-        "_events",
-        "_framing_bytes",
-        "_interim_heads",
-        "_keep_alive",
-        "_parser",
-        "_partial_head",
-        "_remaining_bytes",
-        "_tail",
-        "body",
-        "close_delimited",
-        "complete",
-        "excess",
-        "head",
-        "keep_alive_s",
-        "received_bytes",
-        "started",
-    )
+    bodiless: bool = False  # whatever its head says, the response has no body (it answers HEAD or CONNECT)
+    head: ResponseHead | None = None
+    body: bytearray = msgspec.field(default_factory=bytearray)  # received, not yet taken
+    received_bytes: int = 0  # of body in all, framing excluded
+    started: bool = False  # any byte arrived
+    complete: bool = False  # the framing says that the response is whole
+    excess: bool = False  # bytes followed the response
+    close_delimited: bool = False
+    keep_alive_s: int | None = None  # how long the upstream says it keeps the idle connection, in seconds
+    _keep_alive: bool = False
+    _partial_head: bytes = b""
+    _interim_heads: int = 0
+    _events: ChunkEvents | None = None  # of a chunked body, and its parser: both once they are needed
+    _parser: httptools.HttpResponseParser | None = None
+    _remaining_bytes: int = 0  # of a body with Content-Length
+    _is_chunked: bool = False
+    _between_chunks: bool = False  # the size of the next chunk comes next, and none of it was seen
+    _framing_bytes: int = 0
+    _tail: bytes = b""
 
-    def __init__(self, *, bodiless: bool = False) -> None:
-        """`bodiless`: whatever its head says, the response has no body (it answers HEAD or CONNECT)."""
-        self.head: ResponseHead | None = None
-        self.body = bytearray()  # received, not yet taken
-        self.received_bytes = 0  # of body in all, framing excluded
-        self.started = False  # any byte arrived
-        self.complete = False  # the framing says that the response is whole
-        self.excess = False  # bytes followed the response
-        self.close_delimited = False
-        self.keep_alive_s: int | None = None  # how long the upstream says it keeps the idle connection, in seconds
-        self._bodiless = bodiless
-        self._keep_alive = False
-        self._partial_head = b""
-        self._interim_heads = 0
-        self._events = _ParserEvents(self.body)
-        self._parser: httptools.HttpResponseParser | None = None  # of a chunked body
-        self._remaining_bytes = 0  # of a body with Content-Length
-        self._between_chunks = False  # the parser waits for the size of the next chunk, and has seen none of it
-        self._framing_bytes = 0
-        self._tail = b""
+    def __repr__(self) -> str:
+        return f"<ResponseReader {self.head}, {self.received_bytes} bytes>"
 
     @property
     def reusable(self) -> bool:
@@ -175,6 +138,8 @@ class ResponseReader:
 
     def _read_heads(self, data: bytes | memoryview) -> bytes:
         """Read interim heads and the final one. Return what follows it, nothing while it is not whole."""
+        if not self._partial_head and not self.bodiless and (usual := usual_head(bytes(data))) is not None:
+            return self._begin_usual(*usual)
         searched = max(0, len(self._partial_head) - 3)
         text = self._partial_head + data
         while (end := text.find(b"\r\n\r\n", searched) + 4) > 3:
@@ -194,6 +159,22 @@ class ResponseReader:
         self._partial_head = text
         return b""
 
+    def _begin_usual(self, reason: bytes, headers: list[tuple[bytes, bytes]], length: int | None, rest: bytes) -> bytes:
+        """Take over what `usual_head` found, and the body if it came whole. Return what is left to read."""
+        self.head = ResponseHead(200, reason, headers, length)
+        self._keep_alive = True
+        if length is None:
+            self._is_chunked = self._between_chunks = True
+        elif length == len(rest):
+            self.body += rest
+            self.received_bytes = length
+            self.complete = True
+            return b""
+        else:
+            self._remaining_bytes = length
+            self.complete = length == 0
+        return rest
+
     def _read_head(self, text: bytes) -> None:
         line = _STATUS_LINE.match(text)
         if line is None:
@@ -203,10 +184,9 @@ class ResponseReader:
         status = int(line[2])
         if status == 101:  # never asked for; what follows would not be HTTP (RFC 9110 section 15.2.2)
             raise _protocol_error("The upstream switched protocols unasked.")
-        events = _ParserEvents(self.body)
-        parser = httptools.HttpResponseParser(events)
+        events = HeadEvents()
         try:
-            parser.feed_data(text)
+            httptools.HttpResponseParser(events).feed_data(text)
         except httptools.HttpParserError as error:
             raise _protocol_error("The upstream sent a malformed response head.") from error
         if status < 200:
@@ -214,17 +194,14 @@ class ResponseReader:
             if self._interim_heads > MAX_INTERIM_HEADS:
                 raise _protocol_error("The upstream sent too many interim responses.")
             return
-        events.in_head = False
-        self._decide_framing(status, events, parser, http_1_1=line[1] == b"1")
-        self.head = ResponseHead(status, line[3] or b"", events.headers)
+        content_length = self._decide_framing(status, events.headers, http_1_1=line[1] == b"1")
+        self.head = ResponseHead(status, line[3] or b"", events.headers, content_length)
 
-    def _decide_framing(
-        self, status: int, events: _ParserEvents, parser: httptools.HttpResponseParser, *, http_1_1: bool
-    ) -> None:
-        """RFC 9112 section 6.3, without its leniencies."""
+    def _decide_framing(self, status: int, headers: list[tuple[bytes, bytes]], *, http_1_1: bool) -> int | None:
+        """RFC 9112 section 6.3, without its leniencies. Return the Content-Length."""
         lengths, encodings = [], []
         self._keep_alive = http_1_1  # HTTP/1.0 keep-alive would have to be asked for
-        for name, value in events.headers:
+        for name, value in headers:
             key = name.lower()
             if key not in _FRAMING_HEADERS:
                 continue
@@ -240,19 +217,21 @@ class ResponseReader:
             raise _protocol_error("The upstream framed its response in a way that is not supported.")
         if lengths and (len(lengths) > 1 or not _CONTENT_LENGTH.fullmatch(lengths[0])):
             raise _protocol_error("The upstream sent an invalid Content-Length.")
-        if self._bodiless or status in {204, 304}:
+        length = int(lengths[0]) if lengths else None
+        if self.bodiless or status in {204, 304}:
             self.complete = True
         elif encodings:
-            self._events, self._parser, self._between_chunks = events, parser, True
-        elif lengths:
-            self._remaining_bytes = int(lengths[0])
-            self.complete = self._remaining_bytes == 0
+            self._is_chunked = self._between_chunks = True
+        elif length is not None:
+            self._remaining_bytes = length
+            self.complete = length == 0
         else:
             self.close_delimited = True
+        return length
 
     def _feed_body(self, data: bytes | memoryview) -> None:
-        if self._parser is not None:
-            self._feed_chunks(self._parser, data)
+        if self._is_chunked:
+            self._feed_chunks(data)
         elif self.close_delimited:
             self.body += data
         else:
@@ -262,19 +241,24 @@ class ResponseReader:
             self.complete = self._remaining_bytes == 0
             self.excess = len(data) > len(taken)
 
-    def _feed_chunks(self, parser: httptools.HttpResponseParser, data: bytes | memoryview) -> None:
+    def _feed_chunks(self, data: bytes | memoryview) -> None:
+        events, parser = self._events, self._parser
+        if events is None or parser is None:
+            events = self._events = ChunkEvents(self.body)
+            parser = self._parser = httptools.HttpResponseParser(events)
+            parser.feed_data(_CHUNKED_HEAD)
         before = len(self.body)
         try:
             parser.feed_data(data)
         except httptools.HttpParserError as error:
-            if not self._events.complete:
+            if not events.complete:
                 raise _protocol_error("The upstream sent a malformed chunk.") from error
             self.excess = True
         # the last five bytes, also when they came in several reads
         self._tail = bytes(data[-5:]) if len(data) >= 5 else (self._tail + data)[-5:]
         # of a part of a size line no more than its CR was seen
-        self._between_chunks = not (self._events.open_chunks or self._events.complete) and self._tail[-1:] == b"\n"
-        if self._events.complete:
+        self._between_chunks = not (events.open_chunks or events.complete) and self._tail[-1:] == b"\n"
+        if events.complete:
             # The parser skips line ends behind a response without a word. The end proper is CR LF CR LF behind
             # something else, so further line ends show in the fifth byte from the end.
             self.excess |= self._tail[:1] in {b"\r", b"\n"}
