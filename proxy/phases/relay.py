@@ -10,6 +10,7 @@ ends without its end.
 from __future__ import annotations
 
 import asyncio
+import operator
 import time
 from typing import TYPE_CHECKING, Final
 
@@ -17,7 +18,7 @@ import msgspec
 
 from proxy.core import errors
 from proxy.core.ending import EndingWatch, StreamShape, until_hidden_error
-from proxy.core.headers import header, to_downstream
+from proxy.core.headers import to_downstream
 from proxy.core.sse import KEEPALIVE_COMMENT, EventScanner
 from proxy.phases.forward import AnswerKind, read_error
 from proxy.phases.relay_at_transport import EventFlow, may_flow
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 _AFTER_DONE_S: Final = 1.0
 # clients leave at the finish reason, and the usage comes behind it (protocol.md section 5.1)
 _AFTER_FINISH_S: Final = 2.0
+_name: Final = operator.itemgetter(0)
 _TRUNCATED = "The upstream ended the stream before the answer was finished."
 _ERROR_FIELD = "The upstream reported an error in a form that clients do not see."
 
@@ -50,6 +52,9 @@ class Relayed(msgspec.Struct, frozen=True):
     events: int = 0
     failure: errors.ProxyError | None = None
     told_error: bool = False
+
+
+_WHOLE: Final = Relayed()
 
 
 class Accompaniment(msgspec.Struct, frozen=True, eq=False):
@@ -79,7 +84,7 @@ async def relay(
         return await _EventRelay(exchange, answer, along).run(keepalive_s)
     if answer.kind is AnswerKind.ERROR:
         return await _relay_error(exchange, answer, upstream, along)
-    await _start(exchange, answer, along, _announced(answer))
+    _start(exchange, answer, along, answer.stream.head.content_length)
     return await _relay_opaque(exchange, answer, along.observer)
 
 
@@ -88,12 +93,7 @@ def sluice_headers(exchange: Exchange) -> RawHeaders:
     return [(b"x-sluice-id", exchange.id.encode("ascii"))]
 
 
-def _announced(answer: Answer) -> int | None:
-    length = header(answer.stream.head.headers, b"content-length")
-    return None if length is None else int(length)
-
-
-async def _start(
+def _start(
     exchange: Exchange,
     answer: Answer,
     along: Accompaniment,
@@ -104,42 +104,51 @@ async def _start(
     headers = to_downstream(answer.stream.head.headers)
     if secrets:
         headers = [(name, _without(value, secrets)) for name, value in headers]
-    if header(headers, b"x-request-id") is None:
+    names = set(map(bytes.lower, map(_name, headers)))
+    if b"x-request-id" not in names:
         headers.append((b"x-request-id", exchange.id.encode("ascii")))
     headers += sluice_headers(exchange)
     headers += along.headers
     if answer.kind is AnswerKind.EVENTS:
         headers.append((b"X-Accel-Buffering", b"no"))  # nginx buffers proxied answers otherwise
-        if header(headers, b"content-type") is None:
+        if b"content-type" not in names:
             headers.append((b"Content-Type", b"text/event-stream"))
-        if header(headers, b"cache-control") is None:
+        if b"cache-control" not in names:
             headers.append((b"Cache-Control", b"no-cache"))
     exchange.downstream.start(answer.stream.head.status, headers, content_length)
 
 
 async def _relay_opaque(exchange: Exchange, answer: Answer, observer: Observer) -> Relayed:
-    downstream = exchange.downstream
+    downstream, watchdog = exchange.downstream, answer.watchdog
+    data = watchdog.read_nowait()
+    if data and answer.stream.complete and not downstream.is_direct:
+        observer.saw(data)
+        if not downstream.write_now(data):
+            watchdog.arm()  # the end waits for the client to read
+        await downstream.finish()
+        return _WHOLE
+    watchdog.arm()
     try:
-        data = answer.watchdog.read_nowait()
         if not data:
             downstream.send_head()
-            data = await answer.watchdog.read()
+            data = await watchdog.read()
         while data:
             observer.saw(data)
             await downstream.write(data)
-            data = await answer.watchdog.read()
+            data = await watchdog.read()
     except errors.ProxyError as error:
         downstream.cut()
         return Relayed(failure=error)
     await downstream.finish()
-    return Relayed()
+    return _WHOLE
 
 
 async def _relay_error(exchange: Exchange, answer: Answer, upstream: Upstream, along: Accompaniment) -> Relayed:
     """An error answer passes with its status and body, but never with the operator's credential in it."""
+    answer.watchdog.arm()
     body = _without(answer.first or await read_error(answer.stream, answer.watchdog), upstream.secrets)
     is_head = exchange.method == "HEAD"
-    await _start(exchange, answer, along, _announced(answer) if is_head else len(body), upstream.secrets)
+    _start(exchange, answer, along, answer.stream.head.content_length if is_head else len(body), upstream.secrets)
     if body and not is_head:
         await exchange.downstream.write(body)
     await exchange.downstream.finish()
@@ -167,7 +176,8 @@ class _EventRelay:
         self._dropped_after: int | None = None  # so many events are out, and half of one was held back and dropped
 
     async def run(self, keepalive_s: float | None) -> Relayed:
-        await _start(self._exchange, self._answer, self._along, None)
+        self._watchdog.arm()
+        _start(self._exchange, self._answer, self._along, None)
         if keepalive_s is not None:
             self._watchdog.keep_alive(keepalive_s, self._send_comment)
         failure = None

@@ -84,10 +84,29 @@ async def send_whole(downstream: Downstream, status: int, headers: RawHeaders, b
 
 
 class Watchdog:
-    """Watches one stream from the head of the answer to the last byte downstream.
+    """Watches one stream from the first time that it is waited for, or `arm`, to the last byte downstream.
 
     All limits in seconds, None for none; `deadline_s` and every time on the loop's clock.
     """
+
+    __slots__ = (
+        "_deadline_s",
+        "_downstream",
+        "_due_s",
+        "_idle_s",
+        "_is_armed",
+        "_keepalive",
+        "_keepalive_s",
+        "_kept_alive_s",
+        "_loop",
+        "_progress",
+        "_silent_s",
+        "_stream",
+        "_timer",
+        "_waiting_since_s",
+        "_write_stall_s",
+        "fired",
+    )
 
     def __init__(
         self,
@@ -109,16 +128,25 @@ class Watchdog:
         self._keepalive_s: float | None = None
         self._keepalive: Callable[[], None] | None = None
         self._kept_alive_s = 0.0
-        now = self._loop.time()
-        self._progress = _Progress(downstream, write_stall_s, now)
+        self._write_stall_s = write_stall_s
+        self._progress: _Progress | None = None
+        self._is_armed = False
         self._timer: asyncio.TimerHandle | None = None
         self._due_s = _NEVER_S  # when the timer fires
-        if write_stall_s is not None:
-            self._look_by(now + write_stall_s / _STALL_LOOKS)
-        if idle_s is not None:
-            self._look_by(now + idle_s)
-        if deadline_s is not None:
-            self._look_by(deadline_s)
+
+    def arm(self) -> None:
+        """Watch from now on. Called before anything that may wait; an answer that needs no waiting needs no timer."""
+        if self._is_armed:
+            return
+        self._is_armed = True
+        now = self._loop.time()
+        self._progress = _Progress(self._downstream, self._write_stall_s, now)
+        if self._write_stall_s is not None:
+            self._look_by(now + self._write_stall_s / _STALL_LOOKS)
+        if self._idle_s is not None:
+            self._look_by(now + self._idle_s)
+        if self._deadline_s is not None:
+            self._look_by(self._deadline_s)
 
     def read_nowait(self) -> bytes:
         """The body bytes that are there, b"" if none are."""
@@ -129,6 +157,7 @@ class Watchdog:
         data = self._stream.read_nowait()
         if data:
             return data
+        self.arm()
         self._waiting_since_s = self._loop.time()
         try:
             return await self._stream.read()
@@ -205,7 +234,7 @@ class Watchdog:
         self._stream.fail(errors.ProxyError(errors.UPSTREAM_TIMEOUT, message))
 
     def _check_stall(self, now: float) -> float | None:
-        if self.fired == "write_stall":
+        if self.fired == "write_stall" or self._progress is None:
             return None
         due = self._progress.look(now)
         if self._progress.stalled:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, cast
 
+from proxy.core.headers import header
 from proxy.phases.exchange import Endpoint, Exchange, Treatment
 from proxy.upstream.framing import ResponseHead
 
@@ -27,7 +28,9 @@ class FakeStream:
         headers: RawHeaders | None = None,
         error: Exception | None = None,
     ) -> None:
-        self.head = ResponseHead(status, b"", headers or [])
+        length = header(headers or [], b"content-length")
+        self.head = ResponseHead(status, b"", headers or [], None if length is None else int(length))
+        self.complete = False
         self.error = error
         self.aborted = False
         self.reads_done = 0
@@ -48,6 +51,9 @@ class FakeStream:
 
     def abort(self) -> None:
         self.aborted = True
+
+    def arm(self) -> None:
+        """There is nothing to watch for."""
 
     def hurry(self, idle_s: float) -> None:
         self.hurried_s = idle_s

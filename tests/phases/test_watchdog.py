@@ -59,6 +59,7 @@ class _Watch:
         self.comments: list[float] = []
         given = {"idle_s": None, "deadline_s": None, "write_stall_s": None} | limits
         self.dog = Watchdog(cast("UpstreamStream", self.stream), self.downstream, **given)
+        self.dog.arm()
 
     def wait_for_upstream(self) -> Coroutine[object, None, bytes]:
         """Begin a read that finds nothing."""
@@ -80,6 +81,21 @@ def loop(monkeypatch: pytest.MonkeyPatch) -> ManualLoop:
 def test_without_limits_no_timer_is_armed(loop: ManualLoop) -> None:
     _Watch(loop)
     assert not loop.timers
+
+
+def test_no_timer_is_armed_before_anybody_waits(loop: ManualLoop) -> None:
+    given = {"idle_s": 10.0, "deadline_s": 60.0, "write_stall_s": 20.0}
+    stream = _Stream()
+    dog = Watchdog(cast("UpstreamStream", stream), FakeDownstream(), **given)
+    stream.waiting = b"a"
+    with pytest.raises(StopIteration):
+        dog.read().send(None)
+    assert not loop.timers
+    reading = dog.read()
+    reading.send(None)
+    assert len(loop.timers) == 1
+    reading.close()
+    dog.stop()
 
 
 def test_silence_counts_from_when_the_relay_began_to_wait(loop: ManualLoop) -> None:
