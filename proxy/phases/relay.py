@@ -10,7 +10,6 @@ ends without its end.
 from __future__ import annotations
 
 import asyncio
-import operator
 import time
 from typing import TYPE_CHECKING, Final
 
@@ -38,7 +37,6 @@ if TYPE_CHECKING:
 _AFTER_DONE_S: Final = 1.0
 # clients leave at the finish reason, and the usage comes behind it (protocol.md section 5.1)
 _AFTER_FINISH_S: Final = 2.0
-_name: Final = operator.itemgetter(0)
 _TRUNCATED = "The upstream ended the stream before the answer was finished."
 _ERROR_FIELD = "The upstream reported an error in a form that clients do not see."
 
@@ -52,9 +50,6 @@ class Relayed(msgspec.Struct, frozen=True):
     events: int = 0
     failure: errors.ProxyError | None = None
     told_error: bool = False
-
-
-_WHOLE: Final = Relayed()
 
 
 class Accompaniment(msgspec.Struct, frozen=True, eq=False):
@@ -94,21 +89,16 @@ def sluice_headers(exchange: Exchange) -> RawHeaders:
 
 
 def _start(
-    exchange: Exchange,
-    answer: Answer,
-    along: Accompaniment,
-    content_length: int | None,
-    secrets: Sequence[bytes] = (),
+    exchange: Exchange, answer: Answer, along: Accompaniment, content_length: int | None, secrets: Sequence[bytes] = ()
 ) -> None:
     """Pass the commit point: the head goes out, without `secrets`."""
     headers = to_downstream(answer.stream.head.headers)
     if secrets:
         headers = [(name, _without(value, secrets)) for name, value in headers]
-    names = set(map(bytes.lower, map(_name, headers)))
+    names = set(map(bytes.lower, dict(headers)))
     if b"x-request-id" not in names:
         headers.append((b"x-request-id", exchange.id.encode("ascii")))
-    headers += sluice_headers(exchange)
-    headers += along.headers
+    headers += [*sluice_headers(exchange), *along.headers]
     if answer.kind is AnswerKind.EVENTS:
         headers.append((b"X-Accel-Buffering", b"no"))  # nginx buffers proxied answers otherwise
         if b"content-type" not in names:
@@ -125,22 +115,21 @@ async def _relay_opaque(exchange: Exchange, answer: Answer, observer: Observer) 
         observer.saw(data)
         if not downstream.write_now(data):
             watchdog.arm()  # the end waits for the client to read
-        await downstream.finish()
-        return _WHOLE
-    watchdog.arm()
-    try:
-        if not data:
-            downstream.send_head()
-            data = await watchdog.read()
-        while data:
-            observer.saw(data)
-            await downstream.write(data)
-            data = await watchdog.read()
-    except errors.ProxyError as error:
-        downstream.cut()
-        return Relayed(failure=error)
+    else:
+        watchdog.arm()
+        try:
+            if not data:
+                downstream.send_head()
+                data = await watchdog.read()
+            while data:
+                observer.saw(data)
+                await downstream.write(data)
+                data = await watchdog.read()
+        except errors.ProxyError as error:
+            downstream.cut()
+            return Relayed(failure=error)
     await downstream.finish()
-    return _WHOLE
+    return Relayed()
 
 
 async def _relay_error(exchange: Exchange, answer: Answer, upstream: Upstream, along: Accompaniment) -> Relayed:
@@ -201,9 +190,8 @@ class _EventRelay:
 
     async def _relay_events(self) -> None:
         feed, write, read = self._scanner.feed, self._downstream.write, self._reader()
-        saw, observe, hide = self._ending.saw, self._observer.saw, self._along.hide
-        allowance = self._along.allowance
-        paused, clock = self._along.gaps.saw, time.perf_counter
+        saw, observe, paused = self._ending.saw, self._observer.saw, self._along.gaps.saw
+        hide, allowance = self._along.hide, self._along.allowance
         block = self._answer.first or self._watchdog.read_nowait()
         if not block:
             self._downstream.send_head()
@@ -211,7 +199,7 @@ class _EventRelay:
         while block:
             block = feed(block)
             if block:
-                paused(clock())
+                paused(time.perf_counter())
                 saw(block)
                 observe(block)
                 if self._ending.hidden_error_seen:
