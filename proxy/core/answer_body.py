@@ -40,11 +40,12 @@ class BodyAnswer(Reader):
         self._input_only = input_only
         self._walk: JsonWalk | None = None  # over a body too large to hold
 
-    def saw(self, data: bytes) -> None:
+    def saw(self, data: bytes) -> int:
         """Take the next bytes of the body. Never raises."""
         self._held += data
         if len(self._held) > MAX_BODY_BYTES or self._walk is not None:
             self._attempt(self._walk_on)
+        return self._texts.chars
 
     def catch_up(self) -> None:
         """A body is read at its end."""

@@ -65,8 +65,8 @@ class AnswerReader(Protocol):
     def faults(self) -> int:
         """Events, or bodies, that should have been readable and were not."""
 
-    def saw(self, data: bytes) -> None:
-        """Take the next bytes of the answer. Never raises."""
+    def saw(self, data: bytes) -> int:
+        """Take the next bytes of the answer; return the `text_chars` there are now. Never raises."""
 
     def catch_up(self) -> None:
         """Read what was only kept so far, so that the results are those of all that was seen. Never raises."""
@@ -125,12 +125,14 @@ class EventAnswer(Reader):
         self._choices: set[int] = set()
         self._finished: set[int] = set()
 
-    def saw(self, data: bytes) -> None:
+    def saw(self, data: bytes) -> int:
         """Take a released block: whole events, or a fragment of an oversize one. Never raises."""
-        self._held += data
-        if len(self._held) >= self._batch_bytes or self._large is not None:
+        held = self._held
+        held += data
+        if len(held) >= self._batch_bytes or self._large is not None:
             self._batch_bytes = BATCH_BYTES
             self._attempt(self._decode)
+        return self._texts.chars
 
     def catch_up(self) -> None:
         """Decode the events that are held."""

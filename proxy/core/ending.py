@@ -78,12 +78,13 @@ class EndingWatch:
         elif inside:
             self._seam = b""
 
-    def flowed(self, block: bytes) -> None:
-        """`saw` for whole events in which there is no "error"."""
+    def flowed(self, block: bytes) -> bool:
+        """`saw` for whole events in which there is no "error". True if a finish was seen, in them or before."""
         if self._seam or not self._is_chat:
             self.saw(block)
         elif (at := block.find(b'"finish_reason"')) >= 0 and _FINISH_REASON.search(block, at):
             self.finish_seen = True
+        return self.finish_seen
 
     def truncated(self, *, done: bool) -> bool:
         """Did the body end cleanly, but not the answer? `done`: the scanner saw `[DONE]`."""

@@ -24,6 +24,7 @@ _CR: Final = 0x0D
 _LINE_ENDS: Final = (_LF, _CR)
 
 _DONE_EVENT: Final = b"data: [DONE]\n\n"
+_USUAL_EVENT: Final = re.compile(rb"data: \{.*+\n\n")
 _NAMED_EVENTS: Final = re.compile(rb"(?:event: [^\n]*+\ndata: \{[^\n]*+\n\n)++")
 
 # How a field looks in text whose line ends are all LF: on the first line, on a later one, and there without a value.
@@ -96,12 +97,14 @@ class EventScanner:
 
         False says nothing, and changes nothing.
         """
-        if self._held or not self.at_boundary or b"\r" in data or data[-2:] != b"\n\n":
+        if self._held or not self.at_boundary or b"\r" in data:
             return False
-        events = 1 if data.count(b"\n") == 2 and data.startswith(b"data: {") else _usual_events(data)
-        if not events:
+        if _USUAL_EVENT.fullmatch(data):
+            self.events += 1
+        elif data[-2:] == b"\n\n" and (events := _usual_events(data)):
+            self.events += events
+        else:
             return False
-        self.events += events
         self._last = _LF
         self._fresh = False
         return True

@@ -84,8 +84,7 @@ class Observer:
         if reader is None:
             return
         try:
-            reader.saw(data)
-            if reader.text_chars > _HELD_CHARS:
+            if reader.saw(data) > _HELD_CHARS:
                 self._count(reader)
         except Exception:  # noqa: BLE001 - whatever is wrong with accounting must not become the client's trouble
             self._give_up()

@@ -11,7 +11,7 @@ reading, until the client has read.
 from __future__ import annotations
 
 import asyncio
-import time
+from time import perf_counter
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -87,14 +87,14 @@ class EventFlow:
             if b"error" in data or not self._scanner.takes(data):
                 self._stop(data)
                 return
-            self._gaps.saw(time.perf_counter())
-            self._ending.flowed(data)
+            self._gaps.saw(perf_counter())
+            finish_seen = self._ending.flowed(data)
             self._observer.saw(data)
-            if self._hide is not None:
-                data = self._hide(data)
+            if (hide := self._hide) is not None:
+                data = hide(data)
             if data and not self._downstream.write_now(data):
                 self._stop()
-            if self._ending.finish_seen:
+            if finish_seen:
                 self._finished()
         except Exception as error:  # noqa: BLE001 - as the docstring says
             self._stop(error=error)
@@ -113,4 +113,4 @@ class EventFlow:
 
     def _silent_s(self) -> float:
         """For how long nothing has come."""
-        return time.perf_counter() - self._gaps.last_s
+        return perf_counter() - self._gaps.last_s

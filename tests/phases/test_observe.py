@@ -38,11 +38,12 @@ class Reader:
     def text_chars(self) -> int:
         return sum(map(len, self._waiting))
 
-    def saw(self, data: bytes) -> None:
+    def saw(self, data: bytes) -> int:
         if self.fault is not None:
             raise self.fault
         self._waiting += self.texts[:1]
         del self.texts[:1]
+        return self.text_chars
 
     def take_texts(self, most_chars: int | None = None) -> list[str]:
         text = "".join(self._waiting)
