@@ -11,7 +11,7 @@ import json
 import re
 from typing import Final
 
-from proxy.core.sse import parse_events
+from proxy.core.sse import EventScanner, parse_events
 
 
 class StreamShape(enum.Enum):
@@ -54,14 +54,14 @@ class EndingWatch:
     event with `"object":"error"` and no member `error` (Mistral).
     """
 
-    __slots__ = ("_is_chat", "_numbered", "_seam", "_shape", "error_seen", "finish_seen", "hidden_error_seen")
+    __slots__ = ("_numbered", "_seam", "_shape", "error_seen", "finish_seen", "hidden_error_seen", "is_chat")
 
     def __init__(self, shape: StreamShape) -> None:
         self.finish_seen = False
         self.error_seen = False
         self.hidden_error_seen = False
         self._shape = shape
-        self._is_chat = shape is StreamShape.CHAT
+        self.is_chat = shape is StreamShape.CHAT
         self._seam = b""  # the end of the last block, if an oversize event goes on behind it
         self._numbered = b""  # from the last sequence_number on
 
@@ -80,7 +80,7 @@ class EndingWatch:
 
     def flowed(self, block: bytes) -> bool:
         """`saw` for whole events in which there is no "error". True if a finish was seen, in them or before."""
-        if self._seam or not self._is_chat:
+        if self._seam or not self.is_chat:
             self.saw(block)
         elif (at := block.find(b'"finish_reason"')) >= 0 and _FINISH_REASON.search(block, at):
             self.finish_seen = True
@@ -99,7 +99,7 @@ class EndingWatch:
         return int(match[1]) if match else None
 
     def _look(self, text: bytes, *, inside: bool) -> None:
-        if self._is_chat:
+        if self.is_chat:
             # most events have the member, and null in it: find is far faster than a search from the start
             at = text.find(b'"finish_reason"') if not self.finish_seen else -1
             if at >= 0 and _FINISH_REASON.search(text, at):
@@ -150,3 +150,11 @@ def until_hidden_error(block: bytes) -> bytes:
         return block[: found.start(1)]
     end = _BLANK_LINE.search(block, found.end())
     return block if end is None else block[: end.end()]
+
+
+def parted_at_hidden_error(block: bytes) -> tuple[bytes, int]:
+    """Whole events of such a block that are to be sent, and how many events of it are not."""
+    before = EventScanner().feed(until_hidden_error(block))
+    unsent = EventScanner()
+    unsent.feed(block[len(before) :])
+    return before, unsent.events

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from proxy.core import errors
-from proxy.core.ending import EndingWatch, StreamShape, until_hidden_error
+from proxy.core.ending import EndingWatch, StreamShape, parted_at_hidden_error
 from proxy.core.headers import to_downstream
 from proxy.core.sse import KEEPALIVE_COMMENT, EventScanner
 from proxy.phases.forward import AnswerKind, read_error
@@ -163,6 +163,7 @@ class _EventRelay:
         self._scanner = EventScanner()
         self._ending = EndingWatch(exchange.endpoint.shape)
         self._dropped_after: int | None = None  # so many events are out, and half of one was held back and dropped
+        self._unsent_events = 0  # behind a hidden error
 
     async def run(self, keepalive_s: float | None) -> Relayed:
         self._watchdog.arm()
@@ -186,7 +187,7 @@ class _EventRelay:
         else:
             self._downstream.cut()  # half of an oversize event is out: nothing readable can follow it
         events = self._scanner.events if self._dropped_after is None else self._dropped_after
-        return Relayed(events, failure, self._ending.error_seen)
+        return Relayed(events - self._unsent_events, failure, self._ending.error_seen)
 
     async def _relay_events(self) -> None:
         feed, write, read = self._scanner.feed, self._downstream.write, self._reader()
@@ -201,9 +202,9 @@ class _EventRelay:
             if block:
                 paused(time.perf_counter())
                 saw(block)
-                observe(block)
                 if self._ending.hidden_error_seen:
                     await self._stop_at_hidden_error(block)
+                observe(block)
                 if hide is not None:
                     block = hide(block)
                 if block:
@@ -267,8 +268,9 @@ class _EventRelay:
 
     async def _stop_at_hidden_error(self, block: bytes) -> None:
         """Send no more than that; the error event that follows takes the place of the rest."""
-        before = EventScanner().feed(until_hidden_error(block))
+        before, self._unsent_events = parted_at_hidden_error(block)
         if before:
+            self._observer.saw(before)
             await self._write_shown(before)
         raise errors.ProxyError(errors.UPSTREAM_PROTOCOL_ERROR, _ERROR_FIELD)
 

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from proxy.core.answers import EventAnswer
@@ -191,7 +191,8 @@ _EVENTS = st.sampled_from([
     b'data: {"error":{"message":"x"}}\n\n', b'error: {"code":500}\n\n', b'data: {"object":"error"}\n\n',
     b'event: response.created\ndata: {"type":"response.created","sequence_number":1}\n\n',
     b'event: x\ndata: {"type":"response.completed","sequence_number":2,"response":{"usage":null}}\n\n',
-    delta("a")[:-3] + b',"usage":null}\n\n', b"data: " + b"x" * MAX_EVENT_BYTES,
+    delta("a")[:-3] + b',"usage":null}\n\n', delta("b")[:-3] + b',"usage":null,"obfuscation":"xy"}\n\n',
+    b"data: " + b"x" * MAX_EVENT_BYTES,
     *(recording.body for name, recording in RECORDINGS.items() if name in {"openai", "responses", "azure", "cr"}),
 ])  # fmt: skip
 
@@ -211,6 +212,11 @@ def _cases(draw: st.DrawFn) -> _Case:
 
 
 @given(_cases())
+@example(
+    _Case(
+        [*[chunk(ROLE)] * 4, chunk(b'error: {"code":500}\n\n'), chunk(delta("a"))], 17, 2, StreamShape.CHAT, hides=False
+    )
+)
 async def test_both_forms_write_and_find_the_same(case: _Case) -> None:
     await _both(case)
 
