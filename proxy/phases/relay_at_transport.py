@@ -14,6 +14,8 @@ import asyncio
 from time import perf_counter
 from typing import TYPE_CHECKING
 
+from proxy.core.alike import AlikeEvents
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -53,6 +55,8 @@ class EventFlow:
         self._hide = along.hide
         self._scanner = scanner
         self._ending = ending
+        self._is_chat = ending.is_chat
+        self._alike = AlikeEvents()
         self._finished = finished
         self._end: asyncio.Future[None] | None = None  # of the flow, while there is one
 
@@ -72,6 +76,7 @@ class EventFlow:
     async def _flow(self) -> None:
         """Relay what comes until something else comes, or the client's transport is full."""
         self._end = asyncio.get_running_loop().create_future()
+        self._alike.forget()
         self._watchdog.flows(self._silent_s)
         self._stream.flow_into(self._arrived)
         try:
@@ -83,6 +88,13 @@ class EventFlow:
     def _arrived(self, data: bytes) -> None:
         """Called by the connection. Errors are raised where they can be handled: in the exchange's task."""
         try:
+            if (shown := self._alike.shown(data)) is not None:
+                self._scanner.events += 1
+                self._gaps.saw(perf_counter())
+                self._observer.saw(data)
+                if not self._downstream.write_now(shown):
+                    self._stop()
+                return
             # an event that may tell of an error is for the loop to judge
             if b"error" in data or not self._scanner.takes(data):
                 self._stop(data)
@@ -90,12 +102,14 @@ class EventFlow:
             self._gaps.saw(perf_counter())
             finish_seen = self._ending.flowed(data)
             self._observer.saw(data)
-            if (hide := self._hide) is not None:
-                data = hide(data)
-            if data and not self._downstream.write_now(data):
+            shown = data if (hide := self._hide) is None else hide(data)
+            if shown and not self._downstream.write_now(shown):
                 self._stop()
             if finish_seen:
+                self._alike.forget()
                 self._finished()
+            elif self._is_chat:
+                self._alike.learn(data, shown)
         except Exception as error:  # noqa: BLE001 - as the docstring says
             self._stop(error=error)
 
