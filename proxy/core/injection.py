@@ -97,10 +97,12 @@ class UsageHider:
             return self._hide_in_events(block) if block else b""
         if (at := block.rfind(_NAME)) < 0:
             return block
+        if _CR in block:  # a blank line may end in it
+            return self._hide_in_events(block)
         lines = block.count(b"\n")
         if lines == 2:
             return _without_usual_member(block, at - 1) or _hidden_event(block)
-        if lines == 2 * block.count(b"\n\n") and b"\r" not in block:
+        if lines == 2 * block.count(b"\n\n"):
             return self._hide_in_lines(block)
         return self._hide_in_events(block)
 
@@ -153,7 +155,7 @@ def _without_usual_member(event: bytes, at: int) -> bytes | None:
 
     What stands before the member is an object without its brace, so it is one of the top level, as is what follows.
     """
-    if not _USUAL_END.fullmatch(event, at) or not event.startswith(b"data: ") or _CR in event:
+    if not _USUAL_END.fullmatch(event, at) or not event.startswith(b"data: "):
         return None
     try:
         if _decode_chunk(event[6:at] + b"}").usage is msgspec.UNSET:

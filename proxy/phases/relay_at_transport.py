@@ -82,6 +82,7 @@ class EventFlow:
         try:
             await self._end
         finally:
+            self._end = None  # it may hold an error, whose frames hold this flow
             self._stream.flow_into(None)
             self._watchdog.flows(None)
 

@@ -268,8 +268,10 @@ class UpstreamConnection(asyncio.BufferedProtocol):
             self.transport.pause_reading()
         if self.sink is None:
             _wake(self._waiter)
-        else:  # of a body that ended or is too much, all waits for a reader
-            self.sink(b"" if self._reading_paused or reader.complete else reader.take())
+        elif self._reading_paused or reader.complete:
+            self.sink(b"")  # of a body that ended or is too much, all waits for a reader
+        elif body := reader.take():  # framing alone is no sign of life
+            self.sink(body)
 
     def _ended(self, cause: Exception | None) -> None:
         """The peer closed the connection, or it broke because of `cause`."""

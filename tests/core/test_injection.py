@@ -150,10 +150,12 @@ def _lines(draw: st.DrawFn) -> bytes:
         members = draw(st.dictionaries(_STRINGS, _JSON, min_size=1, max_size=3))
         text = json.dumps(members, separators=(",", ":"), ensure_ascii=draw(st.booleans()))[:-1]
         text += draw(st.sampled_from([',"usage":null}', ',"usage":null,"obfuscation":"q"}', ' ,"usage":null}', "}"]))
-    return b"data: %b\n\n" % text.encode()
+    return b"data: %b%b" % (text.encode(), draw(st.sampled_from([b"\n\n"] * 8 + [b"\r\r", b"\r\n\r\n"])))
 
 
 @given(st.lists(_lines(), min_size=1, max_size=3).map(b"".join))
+@example(b'data: {"choices":[],"usage":{"a":1}}\r\rdata: {"x":1}\n\n')
+@example(b'id: 7\r\rdata: {"choices":[],"usage":{"a":1}}\n\n')
 @example(b'data: {"a":1 ,"usage":null}\n\n')
 @example(b'data: {"a\\",\\"usage":null}\n\n')
 @example(b'data: {"a":{"b":1,"usage":null}\n\n')

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import Final
 
 import pytest
@@ -183,6 +184,22 @@ async def test_a_stream_that_takes_too_long(limit: str, by: str) -> None:
         await asyncio.wait_for(peer.ended(), 5)
         await recorded(way, _TIMEOUT, aborted_by=by)
         assert way.proxy.sample("sluice_aborts_total", phase="relay", by=by) == 1
+
+
+async def test_framing_without_a_byte_of_body_is_silence() -> None:
+    """A size line that never ends says nothing, however steadily."""
+    async with line(upstream={"timeouts": TimeoutsConfig(idle=0.3)}) as way:
+        peer, answer = await way.begun()
+        await peer.send(chunk(ROLE) + b"5;")
+        resting = asyncio.ensure_future(rest(way, answer))
+        for _ in range(200):
+            with contextlib.suppress(ConnectionError):
+                await peer.send(b"x")
+            if (await asyncio.wait({resting}, timeout=0.05))[0]:
+                break
+        await resting
+        assert_told(answer, ROLE, _TIMEOUT)
+        await recorded(way, _TIMEOUT, aborted_by="idle")
 
 
 async def test_a_steady_stream_is_not_idle_but_has_a_total() -> None:
