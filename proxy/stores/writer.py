@@ -179,6 +179,8 @@ class Writer:
         if self._hurried or self._give_up_s is not None or len(self.opened) + len(self.settled) >= MAX_ROWS:
             return
         limit_s = self._rhythm.sweep_pause_s if self._sweeping else max(self._beat_due_s - time.monotonic(), 0.0)
+        if self.opened or self.settled:  # left over of a larger batch, or handed over while nobody heeded the wakes
+            limit_s = min(limit_s, self._rhythm.gather_s)
         with contextlib.suppress(queue.Empty):
             self._wakes.get(timeout=limit_s)
 

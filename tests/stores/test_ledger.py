@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -150,3 +151,13 @@ async def test_closing_writes_what_waits_and_ends_it(engine: Engine) -> None:
     assert ledger.problem == "the ledger is closed"
     with pytest.raises(ProxyError):
         ledger.open(opened("late"))
+
+
+async def test_a_burst_larger_than_a_batch_is_written_whole(engine: Engine) -> None:
+    """What a batch leaves does not wait for the next exchange, nor for the heartbeat."""
+    async with running_ledger(engine, rhythm=replace(HASTY, heartbeat_s=3600.0)) as ledger:
+        entries = [ledger.open(opened(f"sl_{number}")) for number in range(MAX_ROWS * 2 + 10)]
+        await asyncio.gather(*[entry.durable() for entry in entries])
+        for entry in entries:
+            entry.settle(settled())
+        await until(lambda: not ledger.waiting, "all rows")

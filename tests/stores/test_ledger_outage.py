@@ -268,3 +268,24 @@ async def test_closing_tells_how_many_rows_are_lost(hasty_sqlite: Engine) -> Non
     locker.execute("COMMIT")
     locker.close()
     assert set(rows(hasty_sqlite)) == {"first"}
+
+
+async def test_what_was_settled_meanwhile_does_not_wait_for_the_next_beat(
+    hasty_sqlite: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing else wakes the thread behind an outage: no exchange may come for long."""
+
+    def full(_rows: object) -> None:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    async with running_ledger(hasty_sqlite, rhythm=replace(HASTY, heartbeat_s=3600.0)) as ledger:
+        entries = [ledger.open(opened(f"sl_{number}")) for number in range(10)]
+        await asyncio.gather(*[entry.durable() for entry in entries])
+        with monkeypatch.context() as outage:
+            outage.setattr(ledger.writer, "_upsert", full)
+            entries[0].settle(settled())
+            await until(lambda: ledger.problem is not None, "the outage is noticed")
+            for entry in entries[1:]:
+                entry.settle(settled())
+            await until(ledger.writer._wakes.empty, "the wakes are heeded")
+        await until(lambda: not ledger.waiting, "all rows")
