@@ -16,6 +16,7 @@ import msgspec
 
 from proxy.core import errors
 from proxy.core.body import edited, read_metered, read_model
+from proxy.core.discreet import as_repr
 from proxy.core.multipart import ModelFinder
 from proxy.phases.exchange import Exchange, Treatment
 
@@ -66,9 +67,7 @@ class Admission(msgspec.Struct, frozen=True):
         """What a log may show."""
         return f"Admission(model={self.model!r}, streamed={self.streamed}, body=<{len(self.body)} bytes>)"
 
-    def __rich_repr__(self) -> list[tuple[str, object]]:
-        """The same in a traceback that shows variables."""
-        return [("model", self.model), ("streamed", self.streamed), ("body_bytes", len(self.body))]
+    __rich_repr__ = as_repr
 
     def without_body(self) -> Admission:
         """The same once the request is answered: a long stream would hold its body for as long as it lasts."""

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
+from proxy.core.discreet import as_repr
 from proxy.core.headers import first_values
 
 if TYPE_CHECKING:
@@ -212,3 +213,5 @@ class Exchange(msgspec.Struct, eq=False):
     def __repr__(self) -> str:
         # the query and the headers may hold credentials
         return f"Exchange({self.id}, {self.method} {self.path})"
+
+    __rich_repr__ = as_repr

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from proxy.core import errors
+from proxy.core.discreet import as_repr
 from proxy.core.headers import plain_type
 from proxy.core.injection import REFUSING_STATUSES, refuses_stream_options
 from proxy.phases.exchange import Treatment
@@ -59,6 +60,8 @@ class Answer(msgspec.Struct, eq=False):
 
     def __repr__(self) -> str:
         return f"<Answer {self.stream.head.status}, {self.kind.value}>"
+
+    __rich_repr__ = as_repr
 
     def failed(self) -> None:
         """Note that the upstream told of an error in it."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from proxy.core.discreet import as_repr
 from proxy.core.errors import BAD_REQUEST, INTERNAL, UPSTREAM_STALE, ProxyError
 from proxy.upstream.stream import UpstreamStream
 
@@ -43,6 +44,8 @@ class UpstreamRequest(msgspec.Struct, frozen=True, eq=False):
 
     def __repr__(self) -> str:
         return f"<UpstreamRequest {self.method!r}>"  # all else may hold credentials, or what users wrote
+
+    __rich_repr__ = as_repr
 
 
 async def attempt(

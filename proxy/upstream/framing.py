@@ -14,6 +14,7 @@ from typing import Final
 import httptools
 import msgspec
 
+from proxy.core.discreet import as_repr
 from proxy.core.errors import UPSTREAM_PROTOCOL_ERROR, ProxyError
 from proxy.upstream.parser_events import ChunkEvents, HeadEvents
 from proxy.upstream.usual_head import usual_head
@@ -47,6 +48,8 @@ class ResponseHead(msgspec.Struct, frozen=True, gc=False):
     def __repr__(self) -> str:
         return f"<ResponseHead {self.status}>"  # cookies may be among the headers
 
+    __rich_repr__ = as_repr
+
 
 class ResponseReader(msgspec.Struct, eq=False, gc=False):
     """Reads one response. `feed` what arrives and `end` when the peer closes; `take` the body.
@@ -76,6 +79,8 @@ class ResponseReader(msgspec.Struct, eq=False, gc=False):
 
     def __repr__(self) -> str:
         return f"<ResponseReader {self.head}, {self.received_bytes} bytes>"
+
+    __rich_repr__ = as_repr
 
     @property
     def reusable(self) -> bool:
