@@ -134,6 +134,22 @@ class ProxyError(Exception):
         return f"ProxyError({self.kind.outcome}, {self.message!r})"
 
 
+def without_frames(error: BaseException) -> None:
+    """Take the tracebacks from an error that is kept, and from its causes.
+
+    Their frames hold the exchange with the request's body, and most often what holds the error: such a circle is there
+    until the garbage collector comes.
+    """
+    left: list[BaseException | None] = [error]
+    seen: set[int] = set()
+    while left:
+        one = left.pop()
+        if one is not None and id(one) not in seen:
+            seen.add(id(one))
+            one.__traceback__ = None
+            left += (one.__cause__, one.__context__)
+
+
 def error_object(error: ProxyError) -> dict[str, str | None]:
     """The inner object of OpenAI's envelope; all four members are required by the OpenAPI specification."""
     return {"message": error.message, "type": error.kind.type, "param": error.param, "code": error.kind.code}

@@ -177,6 +177,7 @@ class Attempts:
             if failure.kind.blame is not errors.Blame.UPSTREAM:
                 raise
             error = failure
+            errors.without_frames(failure)
             result = failure.kind.outcome
             if failure.kind is not errors.OUT_OF_TIME:  # it was slow with what others left of the time
                 place.failed()

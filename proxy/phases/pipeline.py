@@ -185,6 +185,8 @@ class Pipeline:
         self._live.remove(exchange)
         exchange.timeline.enter(Phase.DONE)
         record(exchange, findings, ending, self._metrics, self._log)
+        if ending.error is not None:
+            errors.without_frames(ending.error)
 
     async def _phases(self, exchange: Exchange, live: Live) -> None:
         findings = live.findings
