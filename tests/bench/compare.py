@@ -221,9 +221,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         figures, versions = compare(Path(folder), args)
     date = dt.datetime.now(dt.UTC).date().isoformat()
-    print(f"\n{date}, {about['processor']}, {about['cores']} cores, Python {about['python']}; {versions}")
+    compared = ", ".join(f"{name} {version}" for name, version in versions.items())
+    print(f"\n{date}, {about['processor']}, {about['cores']} cores, Python {about['python']}; {compared}")
     print("in parentheses: how many times theirs Sluice's figure is\n")
     print("\n".join(table(figures, list(versions))))
+    if args.quick:
+        print(
+            "\none small round: of the times of CPU not even the ratios are good for much; leave out --quick for that"
+        )
     if args.json is not None:
         said = {"date": date, "machine": about, "versions": versions, "figures": figures.as_json()}
         args.json.write_text(json.dumps(said, indent=1))

@@ -3,7 +3,7 @@
     python -m tests.bench.counts [request] [stream] [event] [--rows 40]
 
 Counts are the same on an idle machine and on a busy one: for finding what to make shorter, and for the figures of
-tests/scenarios/test_hot_path_counts.py. Only the thread of the event loop is counted; a bytecode takes some 27 ns.
+tests/scenarios/test_hot_path_counts.py. Only the thread of the event loop is counted; a bytecode takes 20 to 25 ns.
 """
 
 from __future__ import annotations

@@ -244,7 +244,7 @@ def main() -> int:
         held, outcomes = uvloop.run(run(*place, args))
     print(", ".join(f"{count} {what}" for what, count in outcomes.most_common()))
     faults = growth(held) + [f"{count} were {what}" for what, count in outcomes.items() if what.startswith("NOT")]
-    print("\n".join(faults) or "nothing grew")
+    print("\n".join(faults) or "nothing grew beyond what is allowed (see `growth`)")
     if args.json is not None:
         args.json.write_text(json.dumps({"held": [asdict(one) for one in held], "faults": faults}, indent=1))
     return 1 if faults else 0
