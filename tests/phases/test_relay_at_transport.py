@@ -229,6 +229,25 @@ async def test_usual_events_go_past_the_loop() -> None:
     assert await _both(_Case(reads, 255, 5, StreamShape.CHAT, hides=False)) >= 10
 
 
+async def test_an_event_is_written_in_the_turn_in_which_it_arrives() -> None:
+    """Promise 2: no task runs between the upstream's bytes and the client's."""
+    upstream, downstream = _Upstream(), _SlowDownstream(0)
+    dog = Watchdog(upstream.stream, downstream, idle_s=None, deadline_s=None, write_stall_s=None)
+    answer = Answer(upstream.stream, dog, AnswerKind.EVENTS)
+    relaying = asyncio.ensure_future(
+        relay(exchange(downstream, StreamShape.CHAT), answer, cast("Any", None), accompaniment(), None)
+    )
+    await _turns()
+    sent = b""
+    for event in (ROLE, delta("a"), delta("b")):
+        upstream.give(chunk(event))
+        sent += event
+        assert downstream.body == sent
+    relaying.cancel()
+    await asyncio.wait({relaying})
+    dog.stop()
+
+
 async def test_a_client_that_left_is_found_out_at_the_next_event() -> None:
     upstream, downstream = _Upstream(), _SlowDownstream(0)
     dog = Watchdog(upstream.stream, downstream, idle_s=None, deadline_s=None, write_stall_s=None)
