@@ -164,6 +164,9 @@ class Downstream(Protocol):
         Raises `ConnectionError` when the client has left.
         """
 
+    def write_chunk(self, chunk: bytes, body_bytes: int) -> bool:
+        """`write_now` for a whole chunk (RFC 9112 section 7.1) of so much body, where something was written before."""
+
     def write_comment(self, data: bytes) -> None:
         """Write what is no part of the upstream's answer, without waiting: between events of a silent stream."""
 

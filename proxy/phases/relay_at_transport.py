@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import asyncio
 from time import perf_counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
-from proxy.core.alike import AlikeEvents
+from proxy.core.alike import MAX_ALIKE_BYTES, AlikeEvents
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from proxy.phases.exchange import Downstream
     from proxy.phases.forward import Answer
     from proxy.phases.relay import Accompaniment
+
+_UNTOLD_EVENTS: Final = 32  # pass at most before anybody is told of them
+# by the bytes of an event and of the line end behind it: how the size of its chunk is written
+_SIZES: Final = {size + 2: b"%x" % size for size in range(1, MAX_ALIKE_BYTES)}
 
 
 def may_flow(downstream: Downstream, along: Accompaniment) -> bool:
@@ -57,6 +61,8 @@ class EventFlow:
         self._ending = ending
         self._is_chat = ending.is_chat
         self._alike = AlikeEvents()
+        self._times_s: list[float] = []  # when each event came that passed and was not told of
+        self._passed_bytes = 0  # of those events
         self._finished = finished
         self._end: asyncio.Future[None] | None = None  # of the flow, while there is one
 
@@ -85,17 +91,41 @@ class EventFlow:
             self._end = None  # it may hold an error, whose frames hold this flow
             self._stream.flow_into(None)
             self._watchdog.flows(None)
+            self._tell()
+
+    def _passed(self, chunk: bytes) -> bool:
+        """Called by the connection with each read once an event was learnt: pass it on, if it is a chunk like that."""
+        size, _, event = chunk.partition(b"\r\n")
+        if size != _SIZES.get(len(event)) or (shown := self._alike.shown(event)) is None:
+            self._tell()
+            return False
+        self._times_s.append(perf_counter())
+        self._passed_bytes += len(event) - 2  # without the chunk's line end
+        try:
+            if shown is not event:
+                chunk = b"\r\n".join((_SIZES[len(shown)], shown))
+            if not self._downstream.write_chunk(chunk, len(shown) - 2):
+                self._stop()
+            elif len(self._times_s) > _UNTOLD_EVENTS:
+                self._tell()
+        except Exception as error:  # noqa: BLE001 - as in `_arrived`
+            self._stop(error=error)
+        return True
+
+    def _tell(self) -> None:
+        """Tell all who follow the stream what passed since they were last told: together it costs them less."""
+        if not self._times_s:
+            return
+        self._stream.passed_chunks(self._passed_bytes)
+        self._scanner.events += len(self._times_s)
+        self._gaps.saw_all(self._times_s)
+        self._times_s.clear()
+        self._passed_bytes = 0
+        self._observer.saw(self._alike.said())
 
     def _arrived(self, data: bytes) -> None:
         """Called by the connection. Errors are raised where they can be handled: in the exchange's task."""
         try:
-            if (shown := self._alike.shown(data)) is not None:
-                self._scanner.events += 1
-                self._gaps.saw(perf_counter())
-                self._observer.saw(data)
-                if not self._downstream.write_now(shown):
-                    self._stop()
-                return
             # an event that may tell of an error is for the loop to judge
             if b"error" in data or not self._scanner.takes(data):
                 self._stop(data)
@@ -104,13 +134,14 @@ class EventFlow:
             finish_seen = self._ending.flowed(data)
             self._observer.saw(data)
             shown = data if (hide := self._hide) is None else hide(data)
-            if shown and not self._downstream.write_now(shown):
-                self._stop()
+            goes_on = not shown or self._downstream.write_now(shown)
             if finish_seen:
-                self._alike.forget()
+                self._stream.tap(None)
                 self._finished()
             elif self._is_chat:
-                self._alike.learn(data, shown)
+                self._stream.tap(self._passed if self._alike.learn(data, shown) else None)
+            if not goes_on:
+                self._stop()
         except Exception as error:  # noqa: BLE001 - as the docstring says
             self._stop(error=error)
 
@@ -128,4 +159,4 @@ class EventFlow:
 
     def _silent_s(self) -> float:
         """For how long nothing has come."""
-        return perf_counter() - self._gaps.last_s
+        return perf_counter() - (self._times_s[-1] if self._times_s else self._gaps.last_s)

@@ -145,6 +145,17 @@ class Downstream:
         transport.write(data)
         return not connection._paused  # noqa: SLF001 - the property of the same meaning costs a call for each event
 
+    def write_chunk(self, chunk: bytes, body_bytes: int) -> bool:
+        """`write_now` for what is a chunk already, of so much body, and has others before it."""
+        connection = self._connection
+        transport = connection.transport
+        if transport is None or transport.is_closing():
+            raise ConnectionResetError("the client has left")
+        self.sent_bytes += body_bytes
+        self._written_bytes += len(chunk)
+        transport.write(chunk)
+        return not connection._paused  # noqa: SLF001 - as above
+
     def write_comment(self, data: bytes) -> None:
         """Write what is no part of the upstream's answer, between two events of a silent stream."""
         if self.started and not self._is_bodiless:

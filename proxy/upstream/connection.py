@@ -32,7 +32,8 @@ class UpstreamConnection(asyncio.BufferedProtocol):
 
     `read_buffer` may be shared by all connections of a loop: asyncio and uvloop fill it and call `buffer_updated` with
     nothing in between. `on_closed` is called once, when the connection became unusable. While there is a `sink`, it is
-    called with body bytes as they arrive, and with b"" when some wait, or the body or the connection ended.
+    called with body bytes as they arrive, and with b"" when some wait, or the body or the connection ended. A `tap` is
+    offered each read that begins with a chunk before that, framing and all: true if it was one chunk and is dealt with.
     """
 
     __slots__ = (
@@ -54,6 +55,7 @@ class UpstreamConnection(asyncio.BufferedProtocol):
         "opened_s",
         "request_sent",
         "sink",
+        "tap",
     )
 
     def __init__(self, read_buffer: memoryview, on_closed: Callable[[UpstreamConnection], None]) -> None:
@@ -71,6 +73,7 @@ class UpstreamConnection(asyncio.BufferedProtocol):
         self._error: BaseException | None = None
         self._waiter: asyncio.Future[None] | None = None
         self.sink: Callable[[bytes], None] | None = None
+        self.tap: Callable[[bytes], bool] | None = None
         self._drained: asyncio.Future[None] | None = None
         self._handshaking = self._reading_paused = self._writing_paused = False
 
@@ -250,6 +253,8 @@ class UpstreamConnection(asyncio.BufferedProtocol):
 
     def _feed(self, data: memoryview) -> None:
         reader = self._reader
+        if (tap := self.tap) is not None and reader is not None and reader.between_chunks and tap(bytes(data)):
+            return
         if self.sink is not None and reader is not None and (body := reader.whole_chunk(data)):
             self.sink(body)
             return

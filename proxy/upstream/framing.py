@@ -65,6 +65,7 @@ class ResponseReader(msgspec.Struct, eq=False, gc=False):
     complete: bool = False  # the framing says that the response is whole
     excess: bool = False  # bytes followed the response
     close_delimited: bool = False
+    between_chunks: bool = False  # of a chunked body: the size of the next chunk comes next, and none of it was seen
     keep_alive_s: int | None = None  # how long the upstream says it keeps the idle connection, in seconds
     _keep_alive: bool = False
     _partial_head: bytes = b""
@@ -73,7 +74,6 @@ class ResponseReader(msgspec.Struct, eq=False, gc=False):
     _parser: httptools.HttpResponseParser | None = None
     _remaining_bytes: int = 0  # of a body with Content-Length
     _is_chunked: bool = False
-    _between_chunks: bool = False  # the size of the next chunk comes next, and none of it was seen
     _framing_bytes: int = 0
     _tail: bytes = b""
 
@@ -107,14 +107,18 @@ class ResponseReader(msgspec.Struct, eq=False, gc=False):
 
         The parser has no part in it: it stands behind a chunk before and after. Nothing may wait to be taken.
         """
-        if not self._between_chunks or (chunk := _WHOLE_CHUNK.fullmatch(data)) is None:
+        if not self.between_chunks or (chunk := _WHOLE_CHUNK.fullmatch(data)) is None:
             return b""
         digits, body = chunk.groups()
         if int(digits, 16) != len(body):
             return b""
-        self.received_bytes += len(body)
-        self._framing_bytes = 0
+        self.passed_chunks(len(body))
         return body
+
+    def passed_chunks(self, body_bytes: int) -> None:
+        """Chunks went past the reader, whole ones between two reads, with so much body in all."""
+        self.received_bytes += body_bytes
+        self._framing_bytes = 0
 
     def end(self, *, reset: bool = False) -> None:
         """The peer closed the connection (`reset`: or it broke). A body without framing is then whole, if not reset.
@@ -169,7 +173,7 @@ class ResponseReader(msgspec.Struct, eq=False, gc=False):
         self.head = ResponseHead(200, reason, headers, length)
         self._keep_alive = True
         if length is None:
-            self._is_chunked = self._between_chunks = True
+            self._is_chunked = self.between_chunks = True
         elif length == len(rest):
             self.body += rest
             self.received_bytes = length
@@ -226,7 +230,7 @@ class ResponseReader(msgspec.Struct, eq=False, gc=False):
         if self.bodiless or status in {204, 304}:
             self.complete = True
         elif encodings:
-            self._is_chunked = self._between_chunks = True
+            self._is_chunked = self.between_chunks = True
         elif length is not None:
             self._remaining_bytes = length
             self.complete = length == 0
@@ -262,7 +266,7 @@ class ResponseReader(msgspec.Struct, eq=False, gc=False):
         # the last five bytes, also when they came in several reads
         self._tail = bytes(data[-5:]) if len(data) >= 5 else (self._tail + data)[-5:]
         # of a part of a size line no more than its CR was seen
-        self._between_chunks = not (events.open_chunks or events.complete) and self._tail[-1:] == b"\n"
+        self.between_chunks = not (events.open_chunks or events.complete) and self._tail[-1:] == b"\n"
         if events.complete:
             # The parser skips line ends behind a response without a word. The end proper is CR LF CR LF behind
             # something else, so further line ends show in the fifth byte from the end.

@@ -90,6 +90,19 @@ class UpstreamStream:
         """
         if self._connection is not None:
             self._connection.sink = sink
+            self._connection.tap = None
+
+    def tap(self, tap: Callable[[bytes], bool] | None) -> None:
+        """While the body flows, offer each read that begins with a chunk to `tap`, framing and all, before the sink.
+
+        It returns True for one whole chunk that it dealt with, and says later, by `passed_chunks`, how much that was.
+        """
+        if self._connection is not None:
+            self._connection.tap = tap
+
+    def passed_chunks(self, body_bytes: int) -> None:
+        """So much body went by the tap."""
+        self._reader.passed_chunks(body_bytes)
 
     def unread(self, data: bytes) -> None:
         """Put back what a sink was just given: the next read returns it."""

@@ -8,51 +8,66 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from proxy.core.alike import AlikeEvents
+from proxy.core.alike import MAX_ALIKE_BYTES, AlikeEvents
+from proxy.core.answers import EventAnswer
 from proxy.core.ending import EndingWatch, StreamShape
 from proxy.core.injection import UsageHider
 from proxy.core.sse import EventScanner
 
-_STARTS = [
-    '{"id":"c","choices":[{"index":0,"delta":{"content":"',
-    '{"a":"\\"content\\":\\"x","content":"',
-    '{"content":"',
+# T is a text, F a filler
+_FORMS = [
+    '{"id":"c","choices":[{"index":0,"delta":{"content":"T"},"finish_reason":null}]}',
+    '{"choices":[{"delta":{"content":"T"}}],"usage":null}',
+    '{"choices":[{"delta":{"content":"T"},"logprobs":null}],"usage":null,"obfuscation":"F"}',
+    '{"choices":[{"delta":{"content":"T"}}],"obfuscation":"F"}',
+    '{"choices":[{"delta":{"content":"T"}}],"obfuscation":"F","usage":null}',
+    '{"choices":[{"delta":{"content":"T"}}],"usage" : null,"obfuscation":"F"}',
+    '{"choices":[{"delta":{"content":"T"}}],"usage":{"total_tokens":1},"obfuscation":"F"}',
+    '{"a":"\\"content\\":\\"x","choices":[{"delta":{"content":"T"}}]}',
+    '{"x":{"content":"T"},"choices":[{"delta":{"content":"b"}}]}',
+    '{"x":{"content":"b"},"choices":[{"delta":{"content":"T"}}]}',
+    '{"x":{"content":"T"},"choices":[{"delta":{"content" : "b"}}]}',
+    '{"choices":[{"index":1,"delta":{"content":"T"}}]}',
+    '{"content":"T"}',
+    '{"choices":[{"delta":{"content":"T"}}]',
 ]
-_MIDDLES = [
-    '"},"finish_reason":null}]',
-    '"}}],"usage":null',
-    '"},"finish_reason":null}],"usage" : null',
-    '"}',
-    '"',
-    '"}}],"usage":null,"obfuscation":"',
-    '"}}],"usage":{"total_tokens":1},"obfuscation":"',
-    '"}}],"obfuscation":"ab","usage":null,"x":"',
-]
-_ENDS = ["}", '"}', '"},"usage":null}', ""]
-_TEXTS = st.text(max_size=12) | st.sampled_from([
-    "", "\\", "\\n", '"', '\\"', "error", "\n", "\n\ndata: {", "\r", "finish_reason", '"finish_reason":"stop', "usage",
-    '","usage":null,"x":"', "é", "\x00", "[DONE]", '"obfuscation":"',
-])  # fmt: skip
+_RAW = [
+    "", "\\", "\\n", "\\\\n", "\\u0041", "\\ud800", "\\x", "\\\\", 'a\\\\"', '"', '\\"', "error", "\n",
+    "\n\ndata: {", "\r", "finish_reason", '"finish_reason":"stop', "usage", '","usage":null,"x":"', "é", "\x00",
+    "[DONE]", '"obfuscation":"', '"}}],"usage":null,"obfuscation":"', "}", "\x7f",
+]  # fmt: skip
+_PLAIN = st.text("ab }", max_size=5)
+_WRITTEN = st.text(max_size=9).map(lambda text: json.dumps(text, ensure_ascii=False)[1:-1])
+_TEXTS = st.one_of(_PLAIN, _PLAIN, _PLAIN, _WRITTEN, st.sampled_from(_RAW))
 
 
 @st.composite
 def _events(draw: st.DrawFn) -> list[bytes]:
     """Events of one stream: alike as a rule, in texts of any kind, with bytes that are no UTF-8 now and then."""
-    start, middle, end = draw(st.tuples(*map(st.sampled_from, (_STARTS, _MIDDLES, _ENDS))))
+    form = draw(st.sampled_from(_FORMS))
     events = []
-    for text, filler in draw(st.lists(st.tuples(_TEXTS, _TEXTS), min_size=2, max_size=6)):
-        event = f"data: {start}{text}{middle}{filler}{end}\n\n".encode(errors="replace")
+    for text, filler in draw(st.lists(st.tuples(_TEXTS, _PLAIN | _TEXTS), min_size=3, max_size=8)):
+        event = f"data: {form.replace('T', text).replace('F', filler)}\n\n".encode(errors="replace")
         events.append(event.replace("é".encode(), b"\xe9") if draw(st.integers(0, 9)) == 0 else event)
     return events
+
+
+def _shown(alike: AlikeEvents, event: bytes) -> bytes | None:
+    shown = alike.shown(event + b"\r\n")
+    if shown is None:
+        return None
+    assert shown.endswith(b"\r\n")
+    return shown[:-2]
 
 
 @given(_events(), st.booleans())
 @example([b'data: {"content":""}\n\n', b'data: {"content":"}\n\n'], False)
 def test_an_event_that_is_like_another_is_shown_as_by_itself(events: list[bytes], hides: bool) -> None:
     alike, scanner, ending = AlikeEvents(), EventScanner(), EndingWatch(StreamShape.CHAT)
+    told, told_together = EventAnswer(), EventAnswer()
     for event in events:
         hide = UsageHider().hide if hides else bytes
-        shown = alike.shown(event)
+        shown = _shown(alike, event)
         before = scanner.events
         if shown is not None:
             assert b"error" not in event
@@ -60,10 +75,17 @@ def test_an_event_that_is_like_another_is_shown_as_by_itself(events: list[bytes]
             assert scanner.events == before + 1
             assert not ending.flowed(event)
             assert shown == hide(event)
+            told.saw(event)
         elif b"error" not in event and scanner.takes(event):
             if ending.flowed(event):
                 break  # what comes behind a finish is looked at by itself
             alike.learn(event, hide(event))
+    told_together.saw(alike.said())
+    for reader in (told, told_together):
+        reader.finish()
+    assert told_together.take_texts() == told.take_texts()
+    assert not told.faults
+    assert not alike.texts
 
 
 @pytest.mark.parametrize("obfuscation", [None, "abc"])
@@ -79,9 +101,9 @@ def test_the_chunks_of_an_answer_are_alike(obfuscation: str | None) -> None:
 
     alike = AlikeEvents()
     alike.learn(chunk("Hi"), UsageHider().hide(chunk("Hi")))
-    for text in ("a", "", "Grüße", "{}", "x" * 5000):
-        assert alike.shown(chunk(text)) == UsageHider().hide(chunk(text))
-    for text in ("a\nb", 'say "so"', "an error"):
-        assert alike.shown(chunk(text)) is None
+    for text in ("a", "", "Grüße", "{}", "a\nb", 'say "so"', "C:\\", "x" * 1000):
+        assert _shown(alike, chunk(text)) == UsageHider().hide(chunk(text))
+    for text in ("an error", "\x00", "x" * MAX_ALIKE_BYTES):
+        assert _shown(alike, chunk(text)) is None
     alike.forget()
-    assert alike.shown(chunk("a")) is None
+    assert _shown(alike, chunk("a")) is None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import accumulate, pairwise
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -22,10 +23,15 @@ def test_the_first_arrival_is_no_pause_and_a_bound_belongs_to_its_bucket() -> No
 
 @given(st.lists(st.floats(0, 500), max_size=50))
 def test_every_pause_is_counted_once_and_no_later_than_its_bound(pauses: list[float]) -> None:
-    gaps = Gaps()
+    gaps, together = Gaps(), Gaps()
     times = list(accumulate([1.0, *pauses]))
     for time_s in times:
         gaps.saw(time_s)
+    together.saw(times[0])
+    for start in range(1, len(times), 3):
+        together.saw_all(times[start : start + 3])
+    assert (together.counts, together.last_s) == (gaps.counts, gaps.last_s)
+    assert together.total_s == pytest.approx(gaps.total_s)
     real = [after - before for before, after in pairwise(times)]
     assert sum(gaps.counts) == len(real)
     for place, bound_s in enumerate(BOUNDS_S):

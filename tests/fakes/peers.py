@@ -105,6 +105,11 @@ class FakeDownstream:
         self.writes.append(data)
         return not self.is_full
 
+    def write_chunk(self, chunk: bytes, body_bytes: int) -> bool:
+        size, _, rest = chunk.partition(b"\r\n")
+        assert (int(size, 16), rest[body_bytes:]) == (body_bytes, b"\r\n"), chunk
+        return self.write_now(rest[:body_bytes])
+
     def write_comment(self, data: bytes) -> None:
         self.writes.append(data)
 

@@ -168,7 +168,7 @@ async def _run(case: _Case) -> tuple[_Found, int]:
     watching.finish()
     relayed = relaying.result()
     failure = relayed.failure and (relayed.failure.kind, relayed.failure.message)
-    findings = relayed.events, failure, relayed.told_error
+    findings = relayed.events, failure, relayed.told_error, stream.received_bytes
     return _Found(downstream.body, downstream.ended, findings, watching.observe(3)), downstream.through
 
 
@@ -248,7 +248,8 @@ async def test_an_event_is_written_in_the_turn_in_which_it_arrives() -> None:
     dog.stop()
 
 
-async def test_a_client_that_left_is_found_out_at_the_next_event() -> None:
+@pytest.mark.parametrize("events", [[ROLE], [ROLE, delta("a")], [ROLE, delta("a"), delta("b")]])
+async def test_a_client_that_left_is_found_out_at_the_next_event(events: list[bytes]) -> None:
     upstream, downstream = _Upstream(), _SlowDownstream(0)
     dog = Watchdog(upstream.stream, downstream, idle_s=None, deadline_s=None, write_stall_s=None)
     answer = Answer(upstream.stream, dog, AnswerKind.EVENTS)
@@ -256,10 +257,11 @@ async def test_a_client_that_left_is_found_out_at_the_next_event() -> None:
         relay(exchange(downstream, StreamShape.CHAT), answer, cast("Any", None), accompaniment(), None)
     )
     await _turns()
-    upstream.give(chunk(ROLE))
+    for event in events:
+        upstream.give(chunk(event))
     downstream.gone = True
     upstream.give(chunk(delta("a")))
     with pytest.raises(ConnectionResetError):
         await relaying
     upstream.give(chunk(delta("b")))  # nobody takes it any more
-    assert downstream.body == ROLE
+    assert downstream.body == b"".join(events)
