@@ -51,35 +51,35 @@ class AlikeEvents:
     def learn(self, event: bytes, shown: bytes) -> bool:
         """Remember whole events that neither finished the answer nor had to be judged, and how they are shown.
 
-        Nothing is remembered of several at once, nor of one that is not of the usual form: false.
+        Of several at once, or one that is not of the usual form, nothing is learnt. True if one is remembered by now.
         """
-        self._start = _NOTHING
-        if event.count(b"\n") != 2:
-            return False
+        if event.count(b"\n") == 2:
+            self._learn(event, shown)
+        return self._start is not _NOTHING
+
+    def _learn(self, event: bytes, shown: bytes) -> None:
         begin = event.find(_TEXT) + len(_TEXT)
         end = event.find(b'"', begin)
         filler = event.find(_FILLER, end) + len(_FILLER)
         if begin < len(_TEXT) or _ODD.search(event, begin, end) or not shown.startswith(event[:end]):
-            return False
+            return
         if usual_text(event[:begin] + b"text" + event[end:]) != "text":
-            return False  # it says something else as well
+            return  # it says something else as well
         if shown == event and _USAGE in event:
-            return False  # a usage that was left is not understood
-        self._between = self._shown_between = b""
-        self._end, self._shown_end = event[end:], shown[end:]
-        if filler >= len(_FILLER):
+            return  # a usage that was left is not understood
+        if filler < len(_FILLER):
+            self._between = self._shown_between = b""
+            self._end, self._shown_end = event[end:] + _LINE_END, shown[end:] + _LINE_END
+        else:
             filler_end = event.find(b'"', filler)
-            after_bytes = len(event) - filler
             if _ODD.search(event, filler, filler_end) or not shown.endswith(event[filler:]):
-                return False
-            self._between, self._shown_between = event[end:filler], shown[end : len(shown) - after_bytes]
-            self._end = self._shown_end = event[filler_end:]
-        self._end += _LINE_END
-        self._shown_end += _LINE_END
+                return
+            self._between = event[end:filler]
+            self._shown_between = shown[end : len(shown) - (len(event) - filler)]
+            self._end = self._shown_end = event[filler_end:] + _LINE_END
         self._start, self._start_bytes, self._end_bytes = event[:begin], begin, len(self._end)
         self._least_bytes = begin + self._end_bytes
         self._is_shown_whole = shown == event
-        return True
 
     def shown(self, event: bytes) -> bytes | None:
         """What is shown of `event`, itself if all is; None if it is not like the one remembered."""

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from proxy.phases.forward import Answer
     from proxy.phases.relay import Accompaniment
 
-_UNTOLD_EVENTS: Final = 32  # pass at most before anybody is told of them
+_UNTOLD_READS: Final = 32  # pass at most before anybody is told of them
 # by the bytes of an event and of the line end behind it: how the size of its chunk is written
 _SIZES: Final = {size + 2: b"%x" % size for size in range(1, MAX_ALIKE_BYTES)}
 
@@ -61,8 +61,9 @@ class EventFlow:
         self._ending = ending
         self._is_chat = ending.is_chat
         self._alike = AlikeEvents()
-        self._times_s: list[float] = []  # when each event came that passed and was not told of
-        self._passed_bytes = 0  # of those events
+        self._times_s: list[float] = []  # of each read that passed and was not told of
+        self._passed_events = 0  # in those reads, behind the first of each
+        self._passed_bytes = 0
         self._finished = finished
         self._end: asyncio.Future[None] | None = None  # of the flow, while there is one
 
@@ -93,34 +94,57 @@ class EventFlow:
             self._watchdog.flows(None)
             self._tell()
 
-    def _passed(self, chunk: bytes) -> bool:
-        """Called by the connection with each read once an event was learnt: pass it on, if it is a chunk like that."""
-        size, _, event = chunk.partition(b"\r\n")
-        if size != _SIZES.get(len(event)) or (shown := self._alike.shown(event)) is None:
-            self._tell()
-            return False
-        self._times_s.append(perf_counter())
-        self._passed_bytes += len(event) - 2  # without the chunk's line end
+    def _passed(self, data: bytes) -> bytes:
+        """Called by the connection with each read, once an event was learnt; returns what is not like it."""
         try:
+            size, _, event = data.partition(b"\r\n")
+            if size != _SIZES.get(len(event)):
+                return self._first_passed(data)
+            shown = self._alike.shown(event)
+            if shown is None:
+                self._tell()
+                return data
+            self._times_s.append(perf_counter())
+            self._passed_bytes += len(event) - 2  # without the chunk's line end
             if shown is not event:
-                chunk = b"\r\n".join((_SIZES[len(shown)], shown))
-            if not self._downstream.write_chunk(chunk, len(shown) - 2):
+                data = b"\r\n".join((_SIZES[len(shown)], shown))
+            if not self._downstream.write_chunk(data, len(shown) - 2):
                 self._stop()
-            elif len(self._times_s) > _UNTOLD_EVENTS:
+            elif len(self._times_s) > _UNTOLD_READS:
                 self._tell()
         except Exception as error:  # noqa: BLE001 - as in `_arrived`
             self._stop(error=error)
-        return True
+        return b""
+
+    def _first_passed(self, data: bytes) -> bytes:
+        """The same for a read that is not one chunk: pass on the first ones that are, in one write."""
+        shown = b""
+        while (end := data.find(b"\r\n", data.find(b"\r\n") + 2) + 2) > 1:
+            size, _, event = data[:end].partition(b"\r\n")
+            if size != _SIZES.get(len(event)) or (one := self._alike.shown(event)) is None:
+                break
+            shown += one[:-2]
+            data = data[end:]
+            self._passed_bytes += len(event) - 2
+            self._passed_events += 1
+        if shown:
+            self._times_s.append(perf_counter())
+            self._passed_events -= 1  # it goes by the read
+            if not self._downstream.write_now(shown):
+                self._stop()
+        if data:
+            self._tell()
+        return data
 
     def _tell(self) -> None:
         """Tell all who follow the stream what passed since they were last told: together it costs them less."""
         if not self._times_s:
             return
         self._stream.passed_chunks(self._passed_bytes)
-        self._scanner.events += len(self._times_s)
+        self._scanner.events += len(self._times_s) + self._passed_events
         self._gaps.saw_all(self._times_s)
         self._times_s.clear()
-        self._passed_bytes = 0
+        self._passed_events = self._passed_bytes = 0
         self._observer.saw(self._alike.said())
 
     def _arrived(self, data: bytes) -> None:

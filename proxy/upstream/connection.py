@@ -33,7 +33,7 @@ class UpstreamConnection(asyncio.BufferedProtocol):
     `read_buffer` may be shared by all connections of a loop: asyncio and uvloop fill it and call `buffer_updated` with
     nothing in between. `on_closed` is called once, when the connection became unusable. While there is a `sink`, it is
     called with body bytes as they arrive, and with b"" when some wait, or the body or the connection ended. A `tap` is
-    offered each read that begins with a chunk before that, framing and all: true if it was one chunk and is dealt with.
+    given each read that begins with a chunk before that, framing and all, and returns what is left behind whole chunks.
     """
 
     __slots__ = (
@@ -73,7 +73,7 @@ class UpstreamConnection(asyncio.BufferedProtocol):
         self._error: BaseException | None = None
         self._waiter: asyncio.Future[None] | None = None
         self.sink: Callable[[bytes], None] | None = None
-        self.tap: Callable[[bytes], bool] | None = None
+        self.tap: Callable[[bytes], bytes] | None = None
         self._drained: asyncio.Future[None] | None = None
         self._handshaking = self._reading_paused = self._writing_paused = False
 
@@ -251,10 +251,12 @@ class UpstreamConnection(asyncio.BufferedProtocol):
         elif answer := tls.to_send():
             self.transport.write(answer)
 
-    def _feed(self, data: memoryview) -> None:
+    def _feed(self, data: memoryview | bytes) -> None:
         reader = self._reader
-        if (tap := self.tap) is not None and reader is not None and reader.between_chunks and tap(bytes(data)):
-            return
+        if (tap := self.tap) is not None and reader is not None and reader.between_chunks:
+            data = tap(bytes(data))
+            if not data:
+                return
         if self.sink is not None and reader is not None and (body := reader.whole_chunk(data)):
             self.sink(body)
             return

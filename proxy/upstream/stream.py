@@ -92,10 +92,11 @@ class UpstreamStream:
             self._connection.sink = sink
             self._connection.tap = None
 
-    def tap(self, tap: Callable[[bytes], bool] | None) -> None:
-        """While the body flows, offer each read that begins with a chunk to `tap`, framing and all, before the sink.
+    def tap(self, tap: Callable[[bytes], bytes] | None) -> None:
+        """While the body flows, give each read that begins with a chunk to `tap`, framing and all, before the sink.
 
-        It returns True for one whole chunk that it dealt with, and says later, by `passed_chunks`, how much that was.
+        It deals with the first chunks, as many as it likes, and says later, by `passed_chunks`, how much was in them.
+        It returns what is left.
         """
         if self._connection is not None:
             self._connection.tap = tap

@@ -227,6 +227,10 @@ async def test_usual_events_go_past_the_loop() -> None:
     assert await _both(_Case(reads, 255, 0, StreamShape.CHAT, hides=True)) == 22
     assert await _both(_Case(reads, 0, 0, StreamShape.CHAT, hides=False)) == 22
     assert await _both(_Case(reads, 255, 5, StreamShape.CHAT, hides=False)) >= 10
+    together = [chunk(ROLE), chunk(delta("a")), chunk(delta("b")) + chunk(delta("c")), *reads[-2:]]
+    assert await _both(_Case(together, 255, 0, StreamShape.CHAT, hides=True)) == 4
+    half = [*together[:3], chunk(delta("d")) + chunk(delta("e"))[:9], chunk(delta("e"))[9:], *reads[-2:]]
+    assert await _both(_Case(half, 255, 0, StreamShape.CHAT, hides=True)) == 5  # the half is for the loop
 
 
 async def test_an_event_is_written_in_the_turn_in_which_it_arrives() -> None:
