@@ -185,6 +185,7 @@ class PriceList:
         return self._bundled.get(name) or self._bundled.get(_SNAPSHOT.sub("", name))
 
 
+@functools.cache
 def _bundled() -> dict[str, Price]:
     """The bundled table by every spelling of its names: bare, and with the prefixes under which it costs the same."""
     prices = {}
