@@ -15,6 +15,7 @@ and warnings are errors. Sockets reach loopback only (pytest-socket, configured 
 from __future__ import annotations
 
 import asyncio
+import gc
 import inspect
 from typing import TYPE_CHECKING, Any
 
@@ -22,8 +23,10 @@ import pytest
 import uvloop
 from blockbuster import blockbuster_ctx
 
+from proxy.telemetry import log_writer
+
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+    from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping
 
 _LOOPS = {"uvloop": uvloop.new_event_loop, "asyncio": asyncio.new_event_loop}
 
@@ -34,6 +37,17 @@ _SETTLING_TURNS = 10
 def pytest_asyncio_loop_factories(item: pytest.Item) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
     asks = any("loop_factories" in mark.kwargs for mark in item.iter_markers("asyncio"))
     return _LOOPS if asks else {"uvloop": _LOOPS["uvloop"]}
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    # modules and tests stay to the end: to look for garbage among them takes as long as fifty tests, each time
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
@@ -69,4 +83,12 @@ def _nothing_blocks() -> Iterator[None]:
     with blockbuster_ctx("proxy") as buster:
         # the very last act of a process: nothing is left that the loop could do meanwhile
         buster.functions["threading.Lock.acquire"].can_block_in("telemetry/log_writer.py", {"close"})
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _lines_are_written_at_once() -> Iterator[None]:
+    """Thousands of tests look at a log line; what they would wait for is that more lines come."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(log_writer, "_GATHER_S", 0.0)
         yield
