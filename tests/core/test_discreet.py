@@ -11,15 +11,19 @@ import proxy
 from proxy.upstream.attempt import UpstreamRequest
 
 
-def _structs(base: type = msgspec.Struct) -> list[type]:
+def _structs() -> list[type]:
     for module in pkgutil.walk_packages(proxy.__path__, "proxy."):
         if not module.name.endswith("__main__") and ".migrations." not in module.name:
             importlib.import_module(module.name)
+    return [struct for struct in _below(msgspec.Struct) if struct.__module__.startswith("proxy.")]
+
+
+def _below(base: type) -> list[type]:
     found: list[type] = base.__subclasses__()
-    return found + [inner for one in found for inner in _structs(one)]
+    return found + [inner for one in found for inner in _below(one)]
 
 
-@pytest.mark.parametrize("struct", [one for one in _structs() if one.__module__.startswith("proxy.")])
+@pytest.mark.parametrize("struct", _structs())
 def test_who_says_what_may_be_shown_says_it_to_rich_as_well(struct: type) -> None:
     assert "__repr__" not in vars(struct) or "__rich_repr__" in vars(struct)
 
