@@ -15,6 +15,7 @@ async def all_rows(proxy: Running, count: int) -> dict[str, dict[str, Any]]:
     """Wait for the ends of `count` exchanges; their rows by `x-sluice-id`."""
     await proxy.exchange(count)
     app = proxy.worker.app
+    app.ledger.writer.hurry()
     await until(lambda: app.ledger.waiting == 0, "the rows in the database")
     return rows(app._opened.engine)
 
