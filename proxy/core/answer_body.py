@@ -35,10 +35,8 @@ class BodyAnswer(Reader):
     `input_only`: the endpoint has no output, as embeddings.
     """
 
-    def __init__(self, *, input_only: bool = False) -> None:
-        super().__init__()
-        self._input_only = input_only
-        self._walk: JsonWalk | None = None  # over a body too large to hold
+    input_only: bool = False
+    _walk: JsonWalk | None = None  # over a body too large to hold
 
     def saw(self, data: bytes) -> int:
         """Take the next bytes of the body. Never raises."""
@@ -52,7 +50,8 @@ class BodyAnswer(Reader):
 
     def finish(self) -> None:
         """The body ended, or broke off. One of nothing, or nothing but white space, is lost."""
-        self._attempt(self._finish)
+        if self._walk is not None or not self._is_settled_by_bill():
+            self._attempt(self._finish)
 
     def _walk_on(self) -> None:
         if self._walk is None:
@@ -62,9 +61,6 @@ class BodyAnswer(Reader):
         self._held.clear()
 
     def _finish(self) -> None:
-        if self._walk is None and self._finish_by_bill(bytes(self._held)):
-            self._held.clear()
-            return
         body = bytes(self._held).removeprefix(_BOM).strip()
         said = read_json(body) if body and self._walk is None else None
         if body and said is None:
@@ -77,7 +73,7 @@ class BodyAnswer(Reader):
             return
         self._held.clear()
         is_unmade = said.status in _UNMADE
-        self.usage = read_usage(said.usage, input_only=self._input_only)
+        self.usage = read_usage(said.usage, input_only=self.input_only)
         self.final = self.usage is not None and not is_unmade
         self.lost = self.lost or is_unmade
         self.is_error = bool(said.error)
@@ -86,14 +82,18 @@ class BodyAnswer(Reader):
             self._texts.join()
             self.lost = self.lost or self._texts.not_text
 
-    def _finish_by_bill(self, body: bytes) -> bool:
+    def _is_settled_by_bill(self) -> bool:
         """The usual end: the upstream says what was used, so that nobody needs the texts."""
         try:
-            bill = _BILL.decode(body)
+            bill = _BILL.decode(self._held)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return False
         if bill.usage is None or bill.error or bill.status in _UNMADE:
             return False
-        self.usage = read_usage(bill.usage, input_only=self._input_only)
-        self.final = self.usage is not None
-        return self.final
+        usage = read_usage(bill.usage, input_only=self.input_only)
+        if usage is None:
+            return False
+        self.usage = usage
+        self.final = True
+        self._held = bytearray()
+        return True

@@ -7,6 +7,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
+import msgspec
+
+from proxy.core.discreet import Discreet
 from proxy.core.tokens import cut
 
 if TYPE_CHECKING:
@@ -49,19 +52,16 @@ _Voice = tuple[int, str, int]
 _OTHERS: Final[_Voice] = (-1, "others", 0)
 
 
-class AnswerTexts:
+class AnswerTexts(Discreet):
     """Gathers output text.
 
     `chars`: how many characters wait to be taken. `not_text`: there was output of another kind, sound or images.
     """
 
-    __slots__ = ("_pieces", "_texts", "chars", "not_text")
-
-    def __init__(self) -> None:
-        self.chars = 0
-        self.not_text = False
-        self._pieces: dict[_Voice, list[str]] = {}
-        self._texts: dict[_Voice, str] = {}
+    chars: int = 0
+    not_text: bool = False
+    _pieces: dict[_Voice, list[str]] = msgspec.field(default_factory=dict)
+    _texts: dict[_Voice, str] = msgspec.field(default_factory=dict)
 
     def add_choice(self, choice: Choice) -> bool:
         """Gather the text of a choice, streamed or not; True if there was output in it."""

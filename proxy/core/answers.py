@@ -10,9 +10,12 @@ import itertools
 import re
 from typing import TYPE_CHECKING, Final, Protocol
 
+import msgspec
+
 from proxy.core.answer_events import PAIRS, Events, LargeEvent, Said, read_events, repeats
 from proxy.core.answer_texts import AnswerTexts
 from proxy.core.answer_usage import usage_of
+from proxy.core.discreet import Discreet
 from proxy.core.sse import MAX_EVENT_BYTES
 from proxy.core.usual_chunks import usual_text
 
@@ -24,7 +27,8 @@ if TYPE_CHECKING:
 # Raw events are held up to this size and then decoded together: one call for some sixty events.
 BATCH_BYTES: Final = 16384
 # Streams in step would all decode in the same turn of the event loop, were their first batches not of many lengths.
-_FIRST_BATCHES: Final = itertools.cycle(range(BATCH_BYTES // 16, BATCH_BYTES + 1, BATCH_BYTES // 16))
+# Most short answers are settled by their last event: none of their batches needs to be full before that.
+_FIRST_BATCHES: Final = itertools.cycle(range(BATCH_BYTES // 4, BATCH_BYTES + 1, BATCH_BYTES // 16))
 
 _BOUNDARY: Final = re.compile(rb"\n[\n\r]|\r\r")
 _DONE_EVENT: Final = b"data: [DONE]\n\n"
@@ -78,17 +82,16 @@ class AnswerReader(Protocol):
         """The output text since last time, by choice, kind and tool call, some `most_chars`. Incomplete if `final`."""
 
 
-class Reader:
+class Reader(Discreet):
     """What both readers share: the results, and a step that may fail."""
 
-    def __init__(self) -> None:
-        self.usage: Usage | None = None
-        self.final = False
-        self.lost = False
-        self.is_error = False
-        self.faults = 0
-        self._texts = AnswerTexts()
-        self._held = bytearray()
+    usage: Usage | None = None
+    final: bool = False
+    lost: bool = False
+    is_error: bool = False
+    faults: int = 0
+    _texts: AnswerTexts = msgspec.field(default_factory=AnswerTexts)
+    _held: bytearray = msgspec.field(default_factory=bytearray)
 
     @property
     def text_chars(self) -> int:
@@ -115,15 +118,13 @@ class EventAnswer(Reader):
     for usage as it flows; its text is lost.
     """
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._batch_bytes = next(_FIRST_BATCHES)
-        self._at_start = True
-        self._large: LargeEvent | None = None  # an oversize event that goes on
-        self._ended = False
-        self._is_current = False  # no output came after the usage was said
-        self._choices: set[int] = set()
-        self._finished: set[int] = set()
+    _batch_bytes: int = msgspec.field(default_factory=_FIRST_BATCHES.__next__)
+    _at_start: bool = True
+    _large: LargeEvent | None = None  # an oversize event that goes on
+    _ended: bool = False
+    _is_current: bool = False  # no output came after the usage was said
+    _choices: set[int] = msgspec.field(default_factory=set)
+    _finished: set[int] = msgspec.field(default_factory=set)
 
     def saw(self, data: bytes) -> int:
         """Take a released block: whole events, or a fragment of an oversize one. Never raises."""

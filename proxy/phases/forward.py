@@ -104,10 +104,11 @@ async def forward(
     """
     upstream = sending.route.upstream
     timeouts, pool = upstream.timeouts, upstream.pool
+    loop = asyncio.get_running_loop()
     most_s, deadline_s, left_s = timeouts.first_byte_s, None, None
     if timeouts.total_s is not None:
         deadline_s = course.began_s + timeouts.total_s
-        left_s = max(0.0, deadline_s - asyncio.get_running_loop().time())
+        left_s = max(0.0, deadline_s - loop.time())
         if left_s == 0:
             raise _out_of_time()
         most_s = left_s if most_s is None else min(most_s, left_s)
@@ -119,9 +120,7 @@ async def forward(
         if error.kind is errors.UPSTREAM_TIMEOUT and left_s is not None and left_s == most_s:
             raise _out_of_time() from error
         raise
-    watchdog = Watchdog(
-        stream, course.exchange.downstream, idle_s=timeouts.idle_s, deadline_s=deadline_s, write_stall_s=write_stall_s
-    )
+    watchdog = Watchdog(stream, course.exchange.downstream, timeouts.idle_s, deadline_s, write_stall_s, loop)
     try:
         head = stream.head
         body_type = plain_type(head.headers)

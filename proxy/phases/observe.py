@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from proxy.core.answer_body import BodyAnswer
 from proxy.core.answers import EventAnswer
+from proxy.core.discreet import Discreet
 from proxy.core.tokens import ApproximateCounter
 from proxy.core.usage import Grade, Observation, Usage
 from proxy.phases.exchange import Treatment
@@ -64,19 +65,18 @@ def reader_for(exchange: Exchange, answer: Answer) -> AnswerReader | None:
     return BodyAnswer(input_only=exchange.endpoint.name == "embeddings") if answer.is_json else None
 
 
-class Observer:
+class Observer(Discreet):
     """Follows one answer; one without a reader (audio, a coding nobody asked for) stays unknown.
 
     `rest` reads on behind the finish reason, where the client left before the usage came.
     """
 
-    def __init__(self, reader: AnswerReader | None, counting: Counting, encoding: str) -> None:
-        self.rest: Callable[[], Awaitable[None]] | None = None
-        self._faults = 0
-        self._reader = reader
-        self._counting = counting
-        self._encoding = encoding
-        self._counted_tokens = 0
+    _reader: AnswerReader | None
+    _counting: Counting
+    _encoding: str
+    rest: Callable[[], Awaitable[None]] | None = None
+    _faults: int = 0
+    _counted_tokens: int = 0
 
     def saw(self, data: bytes) -> None:
         """Look at what is being relayed. Never raises."""
@@ -127,20 +127,20 @@ class Observer:
         """The upstream has said what the whole answer used."""
         return self._reader is not None and self._reader.usage is not None and self._reader.final
 
-    @property
-    def is_quick(self) -> bool:
-        """After `finish`: finding out what was used takes no time worth a task of its own."""
-        return self._reader is None or self.has_final_usage or self._reader.text_chars <= _SHORT_CHARS
+    def observe(self, prompt_tokens: int) -> Observation | None:
+        """After `finish`: what was used; `prompt_tokens` is the estimate where nobody said.
 
-    def observe(self, prompt_tokens: int) -> Observation:
-        """After `finish`, if `is_quick`: what was used; `prompt_tokens` is the estimate where nobody said."""
+        None where finding out takes time that is worth a task of its own.
+        """
         known = self._known()
         if known is not None or self._reader is None:
-            return known or _UNKNOWN
+            return known
+        if self._reader.text_chars > _SHORT_CHARS:
+            return None
         return self._counted(prompt_tokens, self._counting.now.count(self._reader.take_texts(), self._encoding))
 
     async def observe_beside(self, prompt_tokens: int) -> Observation:
-        """The same for long texts, which are counted beside the event loop."""
+        """The same for long texts too, which are counted beside the event loop."""
         known = self._known()
         if known is not None or self._reader is None:
             return known or _UNKNOWN

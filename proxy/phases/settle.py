@@ -48,7 +48,7 @@ def observed_at_once(findings: Findings, account: Account) -> Observation | None
     observer.finish()
     if observer.is_error and not observer.has_final_usage:
         return _NOTHING_USED
-    return observer.observe(account.prompt_tokens) if observer.is_quick else None
+    return observer.observe(account.prompt_tokens)
 
 
 async def observed_later(account: Account, observer: Observer, turn: asyncio.Lock) -> Observation:
@@ -62,8 +62,9 @@ async def observed_later(account: Account, observer: Observer, turn: asyncio.Loc
     async with turn:
         await asyncio.sleep(0)
         observer.finish()
-        if observer.is_quick:
-            return observer.observe(account.prompt_tokens)
+        observation = observer.observe(account.prompt_tokens)
+    if observation is not None:
+        return observation
     return await observer.observe_beside(account.prompt_tokens)
 
 

@@ -10,6 +10,7 @@ import asyncio
 from typing import TYPE_CHECKING, Final
 
 from proxy.core import errors
+from proxy.core.discreet import Discreet
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -83,102 +84,73 @@ async def send_whole(downstream: Downstream, status: int, headers: RawHeaders, b
         watch.stop()
 
 
-class Watchdog:
+class Watchdog(Discreet):
     """Watches one stream from the first time that it is waited for, or `arm`, to the last byte downstream.
 
-    All limits in seconds, None for none; `deadline_s` and every time on the loop's clock.
+    All limits in seconds, None for none; `deadline_s` and every time on the loop's clock. `fired` is who ended the
+    stream: idle, total or write_stall.
     """
 
-    __slots__ = (
-        "_deadline_s",
-        "_downstream",
-        "_due_s",
-        "_idle_s",
-        "_is_armed",
-        "_keepalive",
-        "_keepalive_s",
-        "_kept_alive_s",
-        "_loop",
-        "_progress",
-        "_silent_s",
-        "_stream",
-        "_timer",
-        "_waiting_since_s",
-        "_write_stall_s",
-        "fired",
-    )
-
-    def __init__(
-        self,
-        stream: UpstreamStream,
-        downstream: Downstream,
-        *,
-        idle_s: float | None,
-        deadline_s: float | None,
-        write_stall_s: float | None,
-    ) -> None:
-        self.fired: str | None = None  # idle, total or write_stall: who ended the stream
-        self._loop = asyncio.get_running_loop()
-        self._stream = stream
-        self._downstream = downstream
-        self._idle_s = idle_s
-        self._deadline_s = deadline_s
-        self._waiting_since_s: float | None = None
-        self._silent_s: Callable[[], float] | None = None
-        self._keepalive_s: float | None = None
-        self._keepalive: Callable[[], None] | None = None
-        self._kept_alive_s = 0.0
-        self._write_stall_s = write_stall_s
-        self._progress: _Progress | None = None
-        self._is_armed = False
-        self._timer: asyncio.TimerHandle | None = None
-        self._due_s = _NEVER_S  # when the timer fires
+    stream: UpstreamStream
+    downstream: Downstream
+    idle_s: float | None
+    deadline_s: float | None
+    write_stall_s: float | None
+    loop: asyncio.AbstractEventLoop
+    fired: str | None = None
+    _waiting_since_s: float | None = None
+    _silent_s: Callable[[], float] | None = None
+    _keepalive_s: float | None = None
+    _keepalive: Callable[[], None] | None = None
+    _kept_alive_s: float = 0.0
+    _progress: _Progress | None = None
+    _timer: asyncio.TimerHandle | None = None
+    _due_s: float = _NEVER_S  # when the timer fires
 
     def arm(self) -> None:
         """Watch from now on. Called before anything that may wait; an answer that needs no waiting needs no timer."""
-        if self._is_armed:
+        if self._progress is not None:
             return
-        self._is_armed = True
-        now = self._loop.time()
-        self._progress = _Progress(self._downstream, self._write_stall_s, now)
-        if self._write_stall_s is not None:
-            self._look_by(now + self._write_stall_s / _STALL_LOOKS)
-        if self._idle_s is not None:
-            self._look_by(now + self._idle_s)
-        if self._deadline_s is not None:
-            self._look_by(self._deadline_s)
+        now = self.loop.time()
+        self._progress = _Progress(self.downstream, self.write_stall_s, now)
+        if self.write_stall_s is not None:
+            self._look_by(now + self.write_stall_s / _STALL_LOOKS)
+        if self.idle_s is not None:
+            self._look_by(now + self.idle_s)
+        if self.deadline_s is not None:
+            self._look_by(self.deadline_s)
 
     def read_nowait(self) -> bytes:
         """The body bytes that are there, b"" if none are."""
-        return self._stream.read_nowait()
+        return self.stream.read_nowait()
 
     async def read(self) -> bytes:
         """The next body bytes, b"" at the clean end; the time spent here is the upstream's silence."""
-        data = self._stream.read_nowait()
+        data = self.stream.read_nowait()
         if data:
             return data
         self.arm()
-        self._waiting_since_s = self._loop.time()
+        self._waiting_since_s = self.loop.time()
         try:
-            return await self._stream.read()
+            return await self.stream.read()
         finally:
             self._waiting_since_s = None
 
     def flows(self, silent_s: Callable[[], float] | None) -> None:
         """From now on the body flows past `read`, and `silent_s` tells for how long it has not; None: no longer."""
         self._silent_s = silent_s
-        self._waiting_since_s = None if silent_s is None else self._loop.time()
+        self._waiting_since_s = None if silent_s is None else self.loop.time()
 
     def keep_alive(self, interval_s: float, send: Callable[[], None]) -> None:
         """Call `send` whenever the upstream has been silent for `interval_s`."""
         self._keepalive_s, self._keepalive = interval_s, send
-        self._look_by(self._loop.time() + interval_s)
+        self._look_by(self.loop.time() + interval_s)
 
     def hurry(self, idle_s: float) -> None:
         """The answer is whole: wait at most `idle_s` more for the upstream to end its body."""
-        if (self._idle_s is None or self._idle_s > idle_s) and not self._stream.complete:
-            self._idle_s = idle_s
-            self._look_by(self._loop.time() + idle_s)
+        if (self.idle_s is None or self.idle_s > idle_s) and not self.stream.complete:
+            self.idle_s = idle_s
+            self._look_by(self.loop.time() + idle_s)
 
     def stop(self) -> None:
         """Watch no longer."""
@@ -192,11 +164,11 @@ class Watchdog:
         if due_s < self._due_s:
             self.stop()
             self._due_s = due_s
-            self._timer = self._loop.call_at(due_s, self._look)
+            self._timer = self.loop.call_at(due_s, self._look)
 
     def _look(self) -> None:
         """Act on what is due, and arm the timer for what is due next."""
-        now = self._loop.time()
+        now = self.loop.time()
         self._timer, self._due_s = None, _NEVER_S
         for check in (self._check_stall, self._check_total, self._check_idle, self._check_keepalive):
             due_s = check(now)
@@ -210,28 +182,28 @@ class Watchdog:
         return max(self._waiting_since_s, now - self._silent_s())
 
     def _check_total(self, now: float) -> float | None:
-        if self._deadline_s is None or self.fired is not None:
+        if self.deadline_s is None or self.fired is not None:
             return None
-        if now < self._deadline_s:
-            return self._deadline_s
+        if now < self.deadline_s:
+            return self.deadline_s
         self._fail("total", "The answer took longer than the upstream's `total` timeout.")
         return None
 
     def _check_idle(self, now: float) -> float | None:
-        if self._idle_s is None or self.fired is not None:
+        if self.idle_s is None or self.fired is not None:
             return None
         since_s = self._silent_since(now)
         if since_s is None:
-            return now + self._idle_s  # waiting may begin any moment, and then counts from that moment
-        due = since_s + self._idle_s
+            return now + self.idle_s  # waiting may begin any moment, and then counts from that moment
+        due = since_s + self.idle_s
         if now < due:
             return due
-        self._fail("idle", f"The upstream sent nothing for {self._idle_s:g} s.")
+        self._fail("idle", f"The upstream sent nothing for {self.idle_s:g} s.")
         return None
 
     def _fail(self, which: str, message: str) -> None:
         self.fired = which
-        self._stream.fail(errors.ProxyError(errors.UPSTREAM_TIMEOUT, message))
+        self.stream.fail(errors.ProxyError(errors.UPSTREAM_TIMEOUT, message))
 
     def _check_stall(self, now: float) -> float | None:
         if self.fired == "write_stall" or self._progress is None:
@@ -239,8 +211,8 @@ class Watchdog:
         due = self._progress.look(now)
         if self._progress.stalled:
             self.fired = "write_stall"
-            self._stream.fail(errors.ProxyError(errors.CLIENT_STALLED, "The client stopped reading."))
-            self._downstream.abort()
+            self.stream.fail(errors.ProxyError(errors.CLIENT_STALLED, "The client stopped reading."))
+            self.downstream.abort()
         return due
 
     def _check_keepalive(self, now: float) -> float | None:

@@ -85,7 +85,7 @@ async def attempt(
             response = await connection.head(reader)
             if upload is not None and response.status >= 300:
                 upload.cancel()  # RFC 9112 section 9.5: it was answered without the rest
-            return UpstreamStream(pool, connection, reader, response, upload)
+            return UpstreamStream(pool, connection, reader, response, upload, connection.exchanges > 1)
         except BaseException as error:
             connection.abort()
             if upload is not None:

@@ -124,15 +124,12 @@ class UpstreamConnection(asyncio.BufferedProtocol):
             await self.changed()
         return head
 
-    async def changed(self) -> None:
-        """Wait until bytes arrived or the connection ended. One waiter at a time."""
-        if self._waiter is not None:
+    def changed(self) -> asyncio.Future[None]:
+        """Done when bytes arrived or the connection ended. One waiter at a time."""
+        if self._waiter is not None and not self._waiter.done():
             raise RuntimeError("two tasks read one upstream connection")
         self._waiter = self._loop.create_future()
-        try:
-            await self._waiter
-        finally:
-            self._waiter = None
+        return self._waiter
 
     def resume_reading(self) -> None:
         """Read on, if reading was paused because too much waited."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from proxy.core.discreet import Discreet
 from proxy.core.errors import INTERNAL, ProxyError
 
 if TYPE_CHECKING:
@@ -15,26 +16,16 @@ if TYPE_CHECKING:
     from proxy.upstream.pool import UpstreamPool
 
 
-class UpstreamStream:
+class UpstreamStream(Discreet):
     """A response whose head is here and whose body is on its way. Whoever holds it calls `close` in a `finally`."""
 
-    __slots__ = ("_connection", "_error", "_pool", "_reader", "_upload", "head", "reused")
-
-    def __init__(
-        self,
-        pool: UpstreamPool,
-        connection: UpstreamConnection,
-        reader: ResponseReader,
-        head: ResponseHead,
-        upload: asyncio.Task[None] | None,
-    ) -> None:
-        self.head = head
-        self.reused = connection.exchanges > 1  # came over a kept-alive connection
-        self._pool = pool
-        self._connection: UpstreamConnection | None = connection
-        self._reader = reader
-        self._upload = upload
-        self._error: ProxyError | None = None
+    _pool: UpstreamPool
+    _connection: UpstreamConnection | None
+    _reader: ResponseReader
+    head: ResponseHead
+    _upload: asyncio.Task[None] | None
+    reused: bool  # came over a kept-alive connection
+    _error: ProxyError | None = None
 
     @property
     def received_bytes(self) -> int:

@@ -148,7 +148,9 @@ async def stream_once(shape: Shape, counting: Counting) -> None:
     except ConnectionResetError:
         assert shape.aborted
     observer.finish()
-    assert observer.observe(180).grade is shape.grade
+    observation = observer.observe(180)
+    assert observation is not None
+    assert observation.grade is shape.grade
 
 
 def cpu_us(work: Callable[[], object], count: int) -> float:

@@ -12,8 +12,8 @@ from proxy.core.usage import Usage
 from tests.fakes.usage_recordings import BODIES, plain
 
 
-def whole(body: bytes, size: int = MAX_BODY_BYTES, **kinds: bool) -> BodyAnswer:
-    answer = BodyAnswer(**kinds)
+def whole(body: bytes, size: int = MAX_BODY_BYTES, *, input_only: bool = False) -> BodyAnswer:
+    answer = BodyAnswer(input_only=input_only)
     for at in range(0, len(body), size):
         answer.saw(body[at : at + size])
     answer.finish()

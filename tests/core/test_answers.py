@@ -66,8 +66,8 @@ def relayed(body: bytes, cuts: list[int] | None = None, *, ended: bool = True) -
     return answer
 
 
-def whole(body: bytes, size: int = MAX_BODY_BYTES, **kinds: bool) -> BodyAnswer:
-    answer = BodyAnswer(**kinds)
+def whole(body: bytes, size: int = MAX_BODY_BYTES, *, input_only: bool = False) -> BodyAnswer:
+    answer = BodyAnswer(input_only=input_only)
     for at in range(0, len(body), size):
         answer.saw(body[at : at + size])
     answer.finish()

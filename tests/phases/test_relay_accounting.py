@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, cast
 import pytest
 
 from proxy.core import errors
+from proxy.core.answer_body import BodyAnswer
 from proxy.core.answers import EventAnswer
 from proxy.core.ending import StreamShape
 from proxy.core.injection import UsageHider
@@ -55,8 +56,13 @@ async def test_the_observer_sees_what_the_client_does_not() -> None:
 
 async def test_bodies_that_are_no_events_are_seen_too() -> None:
     seen = bytearray()
-    watching = observer()
-    watching.saw = seen.extend  # type: ignore[method-assign, assignment]  # to see that all of it comes by
+
+    class Seen(BodyAnswer):
+        def saw(self, data: bytes) -> int:
+            seen.extend(data)  # to see that all of it comes by
+            return super().saw(data)
+
+    watching = observer(Seen())
     await relayed(FakeStream([b'{"usage":', b"null}"]), accompaniment(watching), FakeDownstream(), AnswerKind.OPAQUE)
     assert seen == b'{"usage":null}'
 

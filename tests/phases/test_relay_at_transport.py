@@ -96,7 +96,9 @@ class _Upstream:
         reader = self.connection.begin()
         self.give(HEAD)
         assert reader.head is not None
-        self.stream = UpstreamStream(cast("UpstreamPool", None), self.connection, reader, reader.head, None)
+        self.stream = UpstreamStream(
+            cast("UpstreamPool", None), self.connection, reader, reader.head, None, reused=False
+        )
 
     def give(self, data: bytes) -> None:
         self.buffer[: len(data)] = data
@@ -140,7 +142,7 @@ async def _turns(count: int = 8) -> None:
 async def _run(case: _Case) -> tuple[_Found, int]:
     upstream, downstream = _Upstream(), _SlowDownstream(case.every)
     stream = upstream.stream
-    dog = Watchdog(stream, downstream, idle_s=None, deadline_s=None, write_stall_s=None)
+    dog = Watchdog(stream, downstream, None, None, None, asyncio.get_running_loop())
     watching = observer(EventAnswer())
     along = accompaniment(watching, hide=UsageHider().hide if case.hides else None)
     answer = Answer(stream, dog, AnswerKind.EVENTS)
@@ -236,7 +238,7 @@ async def test_usual_events_go_past_the_loop() -> None:
 async def test_an_event_is_written_in_the_turn_in_which_it_arrives() -> None:
     """Promise 2: no task runs between the upstream's bytes and the client's."""
     upstream, downstream = _Upstream(), _SlowDownstream(0)
-    dog = Watchdog(upstream.stream, downstream, idle_s=None, deadline_s=None, write_stall_s=None)
+    dog = Watchdog(upstream.stream, downstream, None, None, None, asyncio.get_running_loop())
     answer = Answer(upstream.stream, dog, AnswerKind.EVENTS)
     relaying = asyncio.ensure_future(
         relay(exchange(downstream, StreamShape.CHAT), answer, cast("Any", None), accompaniment(), None)
@@ -255,7 +257,7 @@ async def test_an_event_is_written_in_the_turn_in_which_it_arrives() -> None:
 @pytest.mark.parametrize("events", [[ROLE], [ROLE, delta("a")], [ROLE, delta("a"), delta("b")]])
 async def test_a_client_that_left_is_found_out_at_the_next_event(events: list[bytes]) -> None:
     upstream, downstream = _Upstream(), _SlowDownstream(0)
-    dog = Watchdog(upstream.stream, downstream, idle_s=None, deadline_s=None, write_stall_s=None)
+    dog = Watchdog(upstream.stream, downstream, None, None, None, asyncio.get_running_loop())
     answer = Answer(upstream.stream, dog, AnswerKind.EVENTS)
     relaying = asyncio.ensure_future(
         relay(exchange(downstream, StreamShape.CHAT), answer, cast("Any", None), accompaniment(), None)

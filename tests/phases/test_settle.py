@@ -62,10 +62,13 @@ async def test_each_turn_of_the_loop_settles_one() -> None:
     loop, turn = asyncio.get_running_loop(), asyncio.Lock()
     turns, settled = itertools.count(), []
 
+    class Seen(EventAnswer):
+        def finish(self) -> None:
+            settled.append(now[0])  # to see when
+
     async def settling() -> None:
-        watching = observer(EventAnswer())
+        watching = observer(Seen())
         watching.saw(delta("two words"))
-        watching.finish = lambda: settled.append(now[0])  # type: ignore[method-assign]  # to see when
         assert await observed_later(account(), watching, turn) == Observation(Grade.COUNTED, Usage(7))
 
     now = [next(turns)]

@@ -13,6 +13,7 @@ from tests.fakes.clock import ManualLoop
 from tests.fakes.peers import FakeDownstream
 
 if TYPE_CHECKING:
+    from asyncio import AbstractEventLoop
     from collections.abc import Coroutine, Generator
 
     from proxy.upstream.stream import UpstreamStream
@@ -52,13 +53,19 @@ class _Silence:
 class _Watch:
     """A watchdog with all that it watches."""
 
-    def __init__(self, loop: ManualLoop, **limits: float | None) -> None:
+    def __init__(
+        self,
+        loop: ManualLoop,
+        idle_s: float | None = None,
+        deadline_s: float | None = None,
+        write_stall_s: float | None = None,
+    ) -> None:
         self.loop = loop
         self.stream = _Stream()
         self.downstream = FakeDownstream()
         self.comments: list[float] = []
-        given = {"idle_s": None, "deadline_s": None, "write_stall_s": None} | limits
-        self.dog = Watchdog(cast("UpstreamStream", self.stream), self.downstream, **given)
+        stream, on = cast("UpstreamStream", self.stream), cast("AbstractEventLoop", loop)
+        self.dog = Watchdog(stream, self.downstream, idle_s, deadline_s, write_stall_s, on)
         self.dog.arm()
 
     def wait_for_upstream(self) -> Coroutine[object, None, bytes]:
@@ -84,9 +91,8 @@ def test_without_limits_no_timer_is_armed(loop: ManualLoop) -> None:
 
 
 def test_no_timer_is_armed_before_anybody_waits(loop: ManualLoop) -> None:
-    given = {"idle_s": 10.0, "deadline_s": 60.0, "write_stall_s": 20.0}
     stream = _Stream()
-    dog = Watchdog(cast("UpstreamStream", stream), FakeDownstream(), **given)
+    dog = Watchdog(cast("UpstreamStream", stream), FakeDownstream(), 10.0, 60.0, 20.0, cast("AbstractEventLoop", loop))
     stream.waiting = b"a"
     with pytest.raises(StopIteration):
         dog.read().send(None)
