@@ -102,7 +102,9 @@ class EndingWatch:
         if self.is_chat:
             # most events have the member, and null in it: find is far faster than a search from the start
             at = text.find(b'"finish_reason"') if not self.finish_seen else -1
-            if at >= 0 and _FINISH_REASON.search(text, at):
+            if at >= 0 and (
+                _FINISH_REASON.match(text, text.rfind(b'"finish_reason"')) or _FINISH_REASON.search(text, at)
+            ):
                 self.finish_seen = True
         else:
             at = text.rfind(_SEQUENCE_NUMBER)

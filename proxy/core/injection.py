@@ -99,20 +99,12 @@ class UsageHider:
             return block
         if _CR in block:  # a blank line may end in it
             return self._hide_in_events(block)
-        lines = block.count(b"\n")
-        if lines == 2:
+        if block.find(b"\n") == len(block) - 2:
             return _without_usual_member(block, at - 1) or _hidden_event(block)
-        if lines == 2 * block.count(b"\n\n"):
-            return self._hide_in_lines(block)
-        return self._hide_in_events(block)
-
-    def _hide_in_lines(self, block: bytes) -> bytes:
-        """`hide` for events of a line each: those that are usual by a few calls for all, what follows one by one."""
-        end = block.find(b"\n\n", block.rfind(_USUAL_MEMBER)) + 2
-        shown, rest = _without_usual_members(block[:end]), block[end:]
-        if shown is None:
-            shown, rest = b"", block
-        return shown + b"".join([self.hide(line + b"\n\n") for line in rest.split(b"\n\n")[:-1]])
+        # events that are usual by a few calls for all, what follows one by one
+        end = block.find(b"\n\n", max(block.rfind(_USUAL_MEMBER), 0)) + 2
+        shown = _without_usual_members(block[:end])
+        return self._hide_in_events(block) if shown is None else shown + self._hide_in_events(block[end:])
 
     def _hide_in_events(self, block: bytes) -> bytes:
         """`hide` for every other shape: several events, other line ends, `event` lines, comments, fragments."""

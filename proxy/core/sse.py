@@ -88,7 +88,7 @@ class EventScanner:
 
     def feed(self, data: bytes) -> bytes:
         """Take what arrived; return what may be written now, up to the last boundary, or b"" if there is none."""
-        if self.takes(data) or (data.endswith(_DONE_EVENT) and self._takes_end(data)):
+        if self._takes_end(data) if data.endswith(_DONE_EVENT) else self.takes(data):
             return data
         return self._feed(data) if data else b""
 
