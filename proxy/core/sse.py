@@ -10,6 +10,10 @@ from __future__ import annotations
 import re
 from typing import Final, NamedTuple
 
+import msgspec
+
+from proxy.core.discreet import Discreet
+
 # An event is held until it is complete, up to this size; a larger one (images arrive as megabytes of base64 on one
 # line) flows through as it arrives. 64 KiB is a quarter of what a stream may hold in all.
 MAX_EVENT_BYTES: Final = 65536
@@ -44,7 +48,7 @@ class Event(NamedTuple):
     id: str | None
 
 
-class EventScanner:
+class EventScanner(Discreet):
     """Splits a byte stream at event boundaries, holding at most `MAX_EVENT_BYTES`.
 
     A boundary is a blank line: two consecutive line ends, each LF, CRLF or CR (WHATWG HTML section 9.2.5).
@@ -56,30 +60,16 @@ class EventScanner:
     `id_seen`: an `id` field was released; keep-alive comments are unsafe from then on.
     """
 
-    __slots__ = (
-        "_carry",
-        "_fresh",
-        "_held",
-        "_last",
-        "_open",
-        "_open_has_data",
-        "at_boundary",
-        "done",
-        "events",
-        "id_seen",
-    )
-
-    def __init__(self) -> None:
-        self.at_boundary = True
-        self.events = 0
-        self.done = False
-        self.id_seen = False
-        self._held = bytearray()
-        self._last = _LF  # the last byte fed; a stream begins at the start of a line
-        self._fresh = True  # nothing was accounted yet, so a byte order mark may come
-        self._open = False  # an oversize event is flowing
-        self._open_has_data = False
-        self._carry = b""  # the end of what flowed of it
+    at_boundary: bool = True
+    events: int = 0
+    done: bool = False
+    id_seen: bool = False
+    _held: bytearray = msgspec.field(default_factory=bytearray)
+    _last: int = _LF  # the last byte fed; a stream begins at the start of a line
+    _fresh: bool = True  # nothing was accounted yet, so a byte order mark may come
+    _open: bool = False  # an oversize event is flowing
+    _open_has_data: bool = False
+    _carry: bytes = b""  # the end of what flowed of it
 
     @property
     def held_bytes(self) -> int:

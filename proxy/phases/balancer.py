@@ -38,6 +38,7 @@ class Balancer:
     ) -> None:
         self._max_wait_s = limits.max_wait_s
         self._metrics = metrics
+        self._in_flight = metrics.in_flight
         self._clock = clock
         self._draw = draw
         self._queue: FairQueue[Waiter] = FairQueue(max_waiting=limits.max_waiting, max_bytes=limits.max_bytes)
@@ -153,10 +154,9 @@ class Balancer:
         health = upstream.health
         if place.circuit.is_open:
             place.circuit.abandoned(ticket)
-        health.in_flight = in_flight = health.in_flight - 1
+        self._in_flight[upstream.name] = health.in_flight = health.in_flight - 1
         held_s, before_s = self._clock() - taken_s, health.held_s
         health.held_s = before_s + (held_s - before_s) * _NEWEST_SHARE if before_s else held_s
-        self._metrics.serves(upstream.name, in_flight)
         if self._waiting:
             self.serve(upstream)
 
@@ -227,13 +227,11 @@ class Balancer:
             health.budget.request(now_s)
         elif ask.spends and (health.is_failing or route in ask.asked):
             health.budget.spend(now_s)
-        health.in_flight = in_flight = health.in_flight + 1
+        self._in_flight[upstream.name] = health.in_flight = health.in_flight + 1
         ask.tried += (route,)
         ask.asked += (route,)
         if circuit.is_open:  # half open, at the latest now
             self._show(upstream)
-        else:
-            self._metrics.serves(upstream.name, in_flight)
         return Place(route, credentials.next(now_s), circuit, credentials, self, ticket, now_s)
 
     async def _wait(self, ask: Ask, routes: Sequence[Route]) -> Place:

@@ -96,9 +96,10 @@ def _start(
     if secrets:
         headers = [(name, _without(value, secrets)) for name, value in headers]
     names = set(map(bytes.lower, dict(headers)))
+    ours = sluice_headers(exchange)
     if b"x-request-id" not in names:
-        headers.append((b"x-request-id", exchange.id.encode("ascii")))
-    headers += [*sluice_headers(exchange), *along.headers]
+        headers.append((b"x-request-id", ours[0][1]))
+    headers += ours + along.headers
     if answer.kind is AnswerKind.EVENTS:
         headers.append((b"X-Accel-Buffering", b"no"))  # nginx buffers proxied answers otherwise
         if b"content-type" not in names:
@@ -109,9 +110,9 @@ def _start(
 
 
 async def _relay_opaque(exchange: Exchange, answer: Answer, observer: Observer) -> Relayed:
-    downstream, watchdog = exchange.downstream, answer.watchdog
-    data = watchdog.read_nowait()
-    if data and answer.stream.complete and not downstream.is_direct:
+    downstream, watchdog, stream = exchange.downstream, answer.watchdog, answer.stream
+    data = stream.read_nowait()
+    if data and stream.complete and not downstream.is_direct:
         observer.saw(data)
         if not downstream.write_now(data):
             watchdog.arm()  # the end waits for the client to read
@@ -193,7 +194,7 @@ class _EventRelay:
         feed, write, read = self._scanner.feed, self._downstream.write, self._reader()
         saw, observe, paused = self._ending.saw, self._observer.saw, self._along.gaps.saw
         hide, allowance = self._along.hide, self._along.allowance
-        block = self._answer.first or self._watchdog.read_nowait()
+        block = self._answer.first or self._answer.stream.read_nowait()
         if not block:
             self._downstream.send_head()
             block = await read()

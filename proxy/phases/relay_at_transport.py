@@ -72,7 +72,7 @@ class EventFlow:
 
         Raises `ConnectionError` too, when the client has left.
         """
-        while not (data := self._watchdog.read_nowait()):
+        while not (data := self._stream.read_nowait()):
             if not self._stream.is_open:
                 return await self._watchdog.read()
             await self._flow()

@@ -120,10 +120,6 @@ class Watchdog(Discreet):
         if self.deadline_s is not None:
             self._look_by(self.deadline_s)
 
-    def read_nowait(self) -> bytes:
-        """The body bytes that are there, b"" if none are."""
-        return self.stream.read_nowait()
-
     async def read(self) -> bytes:
         """The next body bytes, b"" at the clean end; the time spent here is the upstream's silence."""
         data = self.stream.read_nowait()

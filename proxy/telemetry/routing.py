@@ -23,7 +23,10 @@ def _gauge(name: str, documentation: str, registry: CollectorRegistry) -> dict[s
 
 
 class RoutingMetrics:
-    """What Sluice counts of its upstreams. `upstream` is always the name of a configured one."""
+    """What Sluice counts of its upstreams. `upstream` is always the name of a configured one.
+
+    `in_flight` is the gauge of what each serves: whoever counts that writes it there.
+    """
 
     def __init__(self, registry: CollectorRegistry) -> None:
         name = ("upstream",)
@@ -35,7 +38,7 @@ class RoutingMetrics:
         self._retries = PlainCounter(
             "sluice_retries_total", followed, ("upstream", "reason"), registry, max_label_sets=_MAX_LABEL_SETS
         )
-        self._in_flight = _gauge("sluice_upstream_in_flight", "Exchanges that an upstream serves.", registry)
+        self.in_flight = _gauge("sluice_upstream_in_flight", "Exchanges that an upstream serves.", registry)
         circuit = "An upstream's circuit: 0 closed, 1 half-open, 2 open."
         self._circuit = _gauge("sluice_upstream_circuit", circuit, registry)
         self._waiting = _gauge("sluice_queue_waiting", "Exchanges that wait for an upstream.", registry)
@@ -58,16 +61,12 @@ class RoutingMetrics:
 
     def stands(self, upstream: str, in_flight: int, circuit: int) -> None:
         """Show what an upstream serves, and its circuit's state: 0 closed, 1 half-open, 2 open."""
-        self._in_flight[upstream] = in_flight
+        self.in_flight[upstream] = in_flight
         self._circuit[upstream] = circuit
-
-    def serves(self, upstream: str, in_flight: int) -> None:
-        """Show what an upstream serves."""
-        self._in_flight[upstream] = in_flight
 
     def forget(self, upstreams: Iterable[str]) -> None:
         """Show no more where these stand: they are gone from the configuration."""
-        for gauge in (self._in_flight, self._circuit, self._waiting):
+        for gauge in (self.in_flight, self._circuit, self._waiting):
             for name in upstreams:
                 gauge.pop(name, None)
 

@@ -82,7 +82,8 @@ async def attempt(
                 connection.write(head)
                 patience = _Patience(silence, connection, reader, first_byte_s)
                 upload = tasks.start(_upload(connection, reader, request, patience), "upload")
-            response = await connection.head(reader)
+            while (response := reader.head) is None:
+                await connection.changed()
             if upload is not None and response.status >= 300:
                 upload.cancel()  # RFC 9112 section 9.5: it was answered without the rest
             return UpstreamStream(pool, connection, reader, response, upload, connection.exchanges > 1)

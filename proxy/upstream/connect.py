@@ -174,7 +174,8 @@ async def _tunnel(connection: UpstreamConnection, origin: Origin, proxy: ProxyAd
     reader = connection.begin(bodiless=True)
     connection.write("\r\n".join([*lines, "", ""]).encode())
     try:
-        head = await connection.head(reader)
+        while (head := reader.head) is None:
+            await connection.changed()
     except ProxyError as error:
         raise _unreachable("The outbound proxy did not answer properly.") from error
     if not 200 <= head.status <= 299:

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Callable
 
-    from proxy.upstream.framing import ResponseHead
-
 READ_BUFFER_BYTES: Final = 16 * 1024  # at most this much arrives in one callback
 MAX_WAITING_BYTES: Final = 16 * 1024  # of body that nobody took: above it, reading pauses
 MAX_UNSENT_BYTES: Final = 64 * 1024  # in the transport: above it, an upload waits; uvloop's and asyncio's default
@@ -116,16 +114,13 @@ class UpstreamConnection(asyncio.BufferedProtocol):
         if self.closed:
             raise self.error
 
-    async def head(self, reader: ResponseReader) -> ResponseHead:
-        """Wait for the final head. Raises what ended the connection before it: a `ProxyError`, or what `fail` got."""
-        while (head := reader.head) is None:
-            if self.closed:
-                raise self.error
-            await self.changed()
-        return head
-
     def changed(self) -> asyncio.Future[None]:
-        """Done when bytes arrived or the connection ended. One waiter at a time."""
+        """Done when bytes arrived or the connection ended. One waiter at a time.
+
+        Raises what has ended the connection already: a `ProxyError`, or what `fail` got.
+        """
+        if self.closed:
+            raise self.error
         if self._waiter is not None and not self._waiter.done():
             raise RuntimeError("two tasks read one upstream connection")
         self._waiter = self._loop.create_future()

@@ -64,8 +64,6 @@ class UpstreamStream(Discreet):
                 return b""
             if self._connection is None:
                 raise ProxyError(INTERNAL, "The exchange with the upstream was aborted.")
-            if self._connection.closed:
-                raise self._connection.error
             await self._connection.changed()
 
     @property
