@@ -124,9 +124,9 @@ class UsageHider:
                 self._last = block[-1:]
                 break
             at = event.end()
-            shown = _hidden_event(event[0])
-            kept.append(shown)
-            self._wants_lf = at == len(block) and block.endswith(b"\r") and shown[-2:] != event[0][-2:]
+            kept.append(_hidden_event(event[0]))
+            if at == len(block) and block.endswith(b"\r"):
+                self._wants_lf = kept[-1][-2:] != event[0][-2:]
         self._plain = not self._last and not self._wants_lf
         return b"".join(kept)
 

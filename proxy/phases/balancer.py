@@ -12,7 +12,7 @@ from proxy.core import errors
 from proxy.core.balance import choose
 from proxy.core.circuit import State
 from proxy.core.fair_queue import FairQueue
-from proxy.core.retry import RETRYABLE_STATUSES
+from proxy.core.retry import CREDENTIAL_STATUSES, RETRYABLE_STATUSES
 from proxy.phases.places import Place, Waiter
 from proxy.phases.waits import expected_wait_s, no_upstream
 
@@ -121,15 +121,15 @@ class Balancer:
         upstream, circuit, now_s = place.route.upstream, place.circuit, self._clock()
         health, was_open = upstream.health, circuit.is_open
         circuit.succeeded(ticket, now_s)
-        is_ours = upstream.auth != "passthrough"  # else the credential is the client's, and so is its trouble
-        if status == 429 and is_ours:
-            health.is_failing = True
-            place.credentials.limited(place.api_key, now_s, retry_after_s)
-        elif status in (401, 403) and is_ours:
-            place.credentials.refused(place.api_key, now_s)
-        else:
+        credentials, is_of_the_key = place.credentials, status == 429 or status in CREDENTIAL_STATUSES
+        if not is_of_the_key or upstream.auth == "passthrough":  # then the key is the client's, and so is its trouble
             health.is_failing = status in RETRYABLE_STATUSES
-            place.credentials.succeeded(place.api_key)
+            credentials.succeeded(place.api_key)
+        elif status == 429:
+            health.is_failing = True
+            credentials.limited(place.api_key, now_s, retry_after_s)
+        else:
+            credentials.refused(place.api_key, now_s)
         if was_open:
             self._show(upstream)
             self.serve(upstream)  # it was left alone while some waited

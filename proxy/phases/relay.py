@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from proxy.core import errors
+from proxy.core.discreet import Discreet
 from proxy.core.ending import EndingWatch, StreamShape, parted_at_hidden_error
 from proxy.core.headers import to_downstream
 from proxy.core.sse import KEEPALIVE_COMMENT, EventScanner
@@ -76,7 +77,7 @@ async def relay(
     """
     await along.durable()
     if answer.kind is AnswerKind.EVENTS:
-        return await _EventRelay(exchange, answer, along).run(keepalive_s)
+        return await _EventRelay(exchange, answer, along, EndingWatch(exchange.endpoint.shape)).run(keepalive_s)
     if answer.kind is AnswerKind.ERROR:
         return await _relay_error(exchange, answer, upstream, along)
     _start(exchange, answer, along, answer.stream.head.content_length)
@@ -151,59 +152,57 @@ def _without(text: bytes, secrets: Sequence[bytes]) -> bytes:
     return text
 
 
-class _EventRelay:
+class _EventRelay(Discreet):
     """The relay of a stream of events."""
 
-    def __init__(self, exchange: Exchange, answer: Answer, along: Accompaniment) -> None:
-        self._exchange = exchange
-        self._along = along
-        self._observer = along.observer
-        self._answer = answer
-        self._watchdog = answer.watchdog
-        self._downstream = exchange.downstream
-        self._scanner = EventScanner()
-        self._ending = EndingWatch(exchange.endpoint.shape)
-        self._dropped_after: int | None = None  # so many events are out, and half of one was held back and dropped
-        self._unsent_events = 0  # behind a hidden error
+    exchange: Exchange
+    answer: Answer
+    along: Accompaniment
+    ending: EndingWatch
+    scanner: EventScanner = msgspec.field(default_factory=EventScanner)
+    dropped_after: int | None = None  # so many events are out, and half of one was held back and dropped
+    unsent_events: int = 0  # behind a hidden error
 
     async def run(self, keepalive_s: float | None) -> Relayed:
-        self._watchdog.arm()
-        _start(self._exchange, self._answer, self._along, None)
+        downstream, watchdog = self.exchange.downstream, self.answer.watchdog
+        watchdog.arm()
+        _start(self.exchange, self.answer, self.along, None)
         if keepalive_s is not None:
-            self._watchdog.keep_alive(keepalive_s, self._send_comment)
+            watchdog.keep_alive(keepalive_s, self._send_comment)
         failure = None
         try:
             await self._relay_events()
         except errors.ProxyError as error:
             failure = None if self._is_whole() else error
         except (ConnectionError, asyncio.CancelledError):
-            if self._ending.finish_seen and not self._scanner.done and not self._observer.catch_up():
-                self._observer.rest = self._read_on
+            if self.ending.finish_seen and not self.scanner.done and not self.along.observer.catch_up():
+                self.along.observer.rest = self._read_on
             raise
         if failure is None:
-            await self._downstream.finish()
-        elif self._scanner.at_boundary or self._dropped_after is not None:
-            await self._downstream.write(self._error_event(failure))
-            await self._downstream.finish()
+            await downstream.finish()
+        elif self.scanner.at_boundary or self.dropped_after is not None:
+            await downstream.write(self._error_event(failure))
+            await downstream.finish()
         else:
-            self._downstream.cut()  # half of an oversize event is out: nothing readable can follow it
-        events = self._scanner.events if self._dropped_after is None else self._dropped_after
-        return Relayed(events - self._unsent_events, failure, self._ending.error_seen)
+            downstream.cut()  # half of an oversize event is out: nothing readable can follow it
+        events = self.scanner.events if self.dropped_after is None else self.dropped_after
+        return Relayed(events - self.unsent_events, failure, self.ending.error_seen)
 
     async def _relay_events(self) -> None:
-        feed, write, read = self._scanner.feed, self._downstream.write, self._reader()
-        saw, observe, paused = self._ending.saw, self._observer.saw, self._along.gaps.saw
-        hide, allowance = self._along.hide, self._along.allowance
-        block = self._answer.first or self._answer.stream.read_nowait()
+        downstream, feed, read = self.exchange.downstream, self.scanner.feed, self._reader()
+        write = downstream.write
+        saw, observe, paused = self.ending.saw, self.along.observer.saw, self.along.gaps.saw
+        hide, allowance = self.along.hide, self.along.allowance
+        block = self.answer.first or self.answer.stream.read_nowait()
         if not block:
-            self._downstream.send_head()
+            downstream.send_head()
             block = await read()
         while block:
             block = feed(block)
             if block:
                 paused(time.perf_counter())
                 saw(block)
-                if self._ending.hidden_error_seen:
+                if self.ending.hidden_error_seen:
                     await self._stop_at_hidden_error(block)
                 observe(block)
                 if hide is not None:
@@ -212,31 +211,31 @@ class _EventRelay:
                     writing, block = write(block), b""  # held by nobody here while a slow client makes this last
                     await writing
                 else:
-                    self._downstream.send_head()  # what came is hidden whole
+                    downstream.send_head()  # what came is hidden whole
                 self._hurry_if_whole()
                 if allowance is not None and not self._is_whole():
-                    await allowance.ask_for_more(self._observer.output_tokens())
+                    await allowance.ask_for_more(self.along.observer.output_tokens())
             else:
-                self._downstream.send_head()  # half an event came: it does not wait for the other half
+                downstream.send_head()  # half an event came: it does not wait for the other half
             block = await read()
         await self._finish_events()
 
     def _reader(self) -> Callable[[], Awaitable[bytes]]:
         """What reads what the loop has to see."""
-        flow = EventFlow(
-            self._answer, self._downstream, self._along, self._scanner, self._ending, finished=self._hurry_if_whole
-        )
-        return flow.read if may_flow(self._downstream, self._along) else self._watchdog.read
+        answer, along, downstream = self.answer, self.along, self.exchange.downstream
+        if not may_flow(downstream, along):
+            return answer.watchdog.read
+        return EventFlow(answer, downstream, along, self.scanner, self.ending, finished=self._hurry_if_whole).read
 
     def _hurry_if_whole(self) -> None:
         """Wait for the end of the upstream's body no longer than need be."""
         if self._is_whole():
-            self._watchdog.hurry(_AFTER_DONE_S)
+            self.answer.watchdog.hurry(_AFTER_DONE_S)
 
     async def _read_on(self) -> None:
         """After the client has left behind a finish reason: read for the usage, for a while, and write nothing."""
-        stream, scanner, observer = self._answer.stream, self._scanner, self._observer
-        self._watchdog.stop()
+        stream, scanner, observer = self.answer.stream, self.scanner, self.along.observer
+        self.answer.watchdog.stop()
         left = errors.ProxyError(errors.CLIENT_GONE, "The client has left.")
         timer = asyncio.get_running_loop().call_later(_AFTER_FINISH_S, stream.fail, left)
         try:
@@ -255,46 +254,46 @@ class _EventRelay:
         What is still held has no blank line, so clients drop it and it says nothing. Behind a finished answer it is
         sent as it is; in an unfinished one the error takes its place.
         """
-        scanner = self._scanner
+        scanner = self.scanner
         events, between_events = scanner.events, scanner.at_boundary
         rest = scanner.finish()
-        if self._ending.truncated(done=scanner.done):
-            self._dropped_after = events if between_events else None
+        if self.ending.truncated(done=scanner.done):
+            self.dropped_after = events if between_events else None
             raise errors.ProxyError(errors.UPSTREAM_PROTOCOL_ERROR, _TRUNCATED)
         if rest:
-            self._observer.saw(rest)
+            self.along.observer.saw(rest)
             await self._write_shown(rest)
         elif not scanner.at_boundary and not scanner.done:
             raise errors.ProxyError(errors.UPSTREAM_PROTOCOL_ERROR, _TRUNCATED)
 
     async def _stop_at_hidden_error(self, block: bytes) -> None:
         """Send no more than that; the error event that follows takes the place of the rest."""
-        before, self._unsent_events = parted_at_hidden_error(block)
+        before, self.unsent_events = parted_at_hidden_error(block)
         if before:
-            self._observer.saw(before)
+            self.along.observer.saw(before)
             await self._write_shown(before)
         raise errors.ProxyError(errors.UPSTREAM_PROTOCOL_ERROR, _ERROR_FIELD)
 
     async def _write_shown(self, data: bytes) -> None:
         """Write what the client may see of it."""
-        shown = data if self._along.hide is None else self._along.hide(data)
+        shown = data if self.along.hide is None else self.along.hide(data)
         if shown:
-            await self._downstream.write(shown)
+            await self.exchange.downstream.write(shown)
 
     def _is_whole(self) -> bool:
         """The client has a complete answer, so that how the upstream's body ends no longer matters."""
-        if self._exchange.endpoint.shape is StreamShape.RESPONSES:
-            return self._ending.finish_seen
-        return self._scanner.done and not self._ending.hidden_error_seen  # a `[DONE]` behind one is a false end
+        if self.exchange.endpoint.shape is StreamShape.RESPONSES:
+            return self.ending.finish_seen
+        return self.scanner.done and not self.ending.hidden_error_seen  # a `[DONE]` behind one is a false end
 
     def _send_comment(self) -> None:
         """Keep idle proxies on the way from cutting a silent stream (protocol.md section 4)."""
-        scanner = self._scanner
-        if scanner.at_boundary and not scanner.id_seen and not scanner.done and not self._downstream.is_waiting:
-            self._downstream.write_comment(KEEPALIVE_COMMENT)
+        scanner = self.scanner
+        if scanner.at_boundary and not scanner.id_seen and not scanner.done and not self.exchange.downstream.is_waiting:
+            self.exchange.downstream.write_comment(KEEPALIVE_COMMENT)
 
     def _error_event(self, error: errors.ProxyError) -> bytes:
-        if self._exchange.endpoint.shape is StreamShape.RESPONSES:
-            last = self._ending.last_sequence_number
+        if self.exchange.endpoint.shape is StreamShape.RESPONSES:
+            last = self.ending.last_sequence_number
             return errors.responses_error_event(error, 0 if last is None else last + 1)
         return errors.chat_error_event(error)
