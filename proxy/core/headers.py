@@ -264,11 +264,11 @@ def plain_type(received: Sequence[tuple[bytes, bytes]]) -> bytes | None:
 
     None where Content-Encoding names a coding: the body is not what its type says, and nobody can look into it.
     """
-    first = first_values(received)
-    coding = first.get(b"content-encoding")
-    if coding and coding.strip().lower() not in (b"", b"identity"):
+    coding = header(received, b"content-encoding")
+    if coding is not None and coding.strip().lower() not in (b"", b"identity"):
         return None
-    return first.get(b"content-type", b"").partition(b";")[0].strip().lower()
+    content_type = header(received, b"content-type")
+    return b"" if content_type is None else content_type.partition(b";")[0].strip().lower()
 
 
 def _tokens(value: bytes) -> set[bytes]:
