@@ -5,9 +5,12 @@ from __future__ import annotations
 import enum
 import functools
 from dataclasses import dataclass, field
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import msgspec
+
+if TYPE_CHECKING:
+    from proxy.core.quota_stands import Stands
 
 LEASE_MS: Final = 30_000
 """How long a slot stays taken without being renewed: what a dead worker's exchanges hold comes back within it."""
@@ -95,7 +98,7 @@ class Reservation(msgspec.Struct, frozen=True, gc=False):
 
     `buckets` says for each window of `limits` where it was charged: the bucket's number of a sliding window, the start
     of a calendar window in seconds of UNIX time. `unchecked` is one that a store out of reach let pass without limits:
-    nothing is reserved, and there are no buckets and no standings.
+    nothing is reserved, and there are no buckets and nothing stands.
     """
 
     id: str
@@ -107,10 +110,10 @@ class Reservation(msgspec.Struct, frozen=True, gc=False):
 
 
 class Granted(msgspec.Struct, frozen=True, gc=False):
-    """The exchange is admitted; one standing for each window of its limits, in their order."""
+    """The exchange is admitted, and so the limits stand with it."""
 
     reservation: Reservation
-    standings: tuple[Standing, ...]
+    stands: Stands
 
 
 class Refused(NamedTuple):
@@ -123,7 +126,7 @@ class Refused(NamedTuple):
 
     limit: Limit | None
     wait_s: float | None
-    standings: tuple[Standing, ...]
+    stands: Stands
 
 
 @functools.lru_cache(4096)

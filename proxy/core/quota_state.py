@@ -10,19 +10,9 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from proxy.core.quota import (
-    MAX_AMOUNT,
-    Demand,
-    Granted,
-    Limit,
-    Limits,
-    Refused,
-    Reservation,
-    Standing,
-    amount_of,
-    bounded,
-)
-from proxy.core.quota_windows import Counter, advanced, charge, end_ms, faded, standing, turns_ms, wait_ms
+from proxy.core.quota import Demand, Granted, Kind, Limits, Refused, Reservation, amount_of, bounded
+from proxy.core.quota_stands import NOTHING, Charged, Laid, Stands, laid_out
+from proxy.core.quota_windows import Counter, advanced, charge, end_ms, turns_ms, used, wait_ms
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,23 +21,24 @@ _IN_FLIGHT_MS: Final = 30_000
 """How long a key with exchanges in flight is not looked at: most of them are over by then."""
 
 
-class Sheet(msgspec.Struct, frozen=True, gc=False):
-    """The counters of a key that some limits count in, laid out for one exchange after the other.
+class Sheet(msgspec.Struct, gc=False):
+    """The counters of a key that some limits count in, for one exchange after the other: a sum for each kind.
 
-    It holds until the first of them turns to another bucket at `turns_ms`: until then `buckets` are those that are
-    charged. `rows` hold of each window its counter, which amount of a demand that counts, the limit, its amount, when
-    the bucket is over, and the length in milliseconds of one that slides, 0 of another.
+    It holds from `from_ms` until the first window turns to another bucket at `turns_ms`: until then `buckets` are those
+    that are charged. `charged` is what was since the counters were laid out, and while it is at most `most` of each
+    kind, every window has room for it. `most` is as of `from_ms`: later there is more, as what was used before fades.
     """
 
-    limits: Limits
-    counters: tuple[Counter, ...]
+    laid: Laid
     buckets: tuple[int, ...]
-    rows: tuple[tuple[Counter, int, Limit, int, int, int], ...]
+    most: tuple[float, float, float]
+    from_ms: int
     turns_ms: float
+    charged: Charged = NOTHING
 
 
 class KeyState(msgspec.Struct, gc=False):
-    """The counters of a key by `counter_name`, and the ids of its exchanges in flight.
+    """The counters of a key by `counter_name`, less what its `sheet` was charged; the ids of its exchanges in flight.
 
     `slots` are those that hold one; `released` have given theirs back, and are still to be settled. There is no lease:
     who holds a slot is in the same process, and dies with this. `sheet` is that of the limits that were charged last.
@@ -65,63 +56,75 @@ def reserve(  # noqa: PLR0917 - the arguments of `QuotaStore.reserve`, between w
     state: KeyState, reservation_id: str, key_id: str, limits: Limits, demand: Demand, now_ms: int
 ) -> Granted | Refused:
     """Charge `demand` to every window and take a slot, or leave everything as it was."""
-    demand = bounded(demand)
+    requests, tokens, micro_usd = demand = bounded(demand)
     sheet = state.sheet
-    if sheet is None or sheet.limits is not limits or now_ms >= sheet.turns_ms:
+    if sheet is None or sheet.laid.limits is not limits or not sheet.from_ms <= now_ms < sheet.turns_ms:
         sheet = _sheet(state, limits, now_ms)
     slots = state.slots
     if limits.concurrency is not None and len(slots) >= limits.concurrency:
-        return refused(limits, demand, sheet.counters, now_ms)
-    standings: list[Standing] = []
-    for counter, at, limit, amount, over_ms, length_ms in sheet.rows:
-        # as `used` and `standing` would have it of a counter with the demand in it
-        counted = current = counter.current + demand[at]
-        if counter.previous:
-            counted += faded(counter.previous, over_ms - now_ms, length_ms)
-        if counted > amount:
-            _take_back(sheet, len(standings), demand)
-            return refused(limits, demand, sheet.counters, now_ms)
-        counter.current = current
-        reset_ms = over_ms - now_ms if counted else 0
-        if current:
-            reset_ms += length_ms
-        standings.append(Standing(limit, counted, amount - counted, reset_ms / 1000))
+        return refused(limits, demand, sheet.laid.counted(sheet.charged), now_ms)
+    charged_requests, charged_tokens, charged_micro_usd = sheet.charged
+    most_requests, most_tokens, most_micro_usd = sheet.most
+    requests += charged_requests
+    tokens += charged_tokens
+    micro_usd += charged_micro_usd
+    if requests > most_requests or tokens > most_tokens or micro_usd > most_micro_usd:
+        if sheet.from_ms == now_ms:
+            return refused(limits, demand, sheet.laid.counted(sheet.charged), now_ms)
+        _lift(state)  # there is more room by now
+        return reserve(state, reservation_id, key_id, limits, demand, now_ms)
+    sheet.charged = charged = requests, tokens, micro_usd
     if sheet is not state.sheet:
         state.sheet = sheet
-        state.counters.update(zip(limits.names, sheet.counters, strict=True))
+        state.counters.update(zip(limits.names, sheet.laid.counters, strict=True))
     slots.add(reservation_id)
-    return Granted(Reservation(reservation_id, key_id, limits, demand, sheet.buckets), tuple(standings))
+    reservation = Reservation(reservation_id, key_id, limits, demand, sheet.buckets)
+    return Granted(reservation, Stands(sheet.laid, charged, now_ms))
 
 
-def _take_back(sheet: Sheet, charged: int, demand: Demand) -> None:
-    """Leave the first windows, which had room, as they were before the next had none."""
-    for counter, at, *_ in sheet.rows[:charged]:
-        counter.current -= demand[at]
+def counted(state: KeyState) -> dict[str, Counter]:
+    """The counters of a key, by name, with everything that was charged in them."""
+    sheet = state.sheet
+    if sheet is None:
+        return state.counters
+    return state.counters | dict(zip(sheet.laid.limits.names, sheet.laid.counted(sheet.charged), strict=True))
+
+
+def _lift(state: KeyState) -> None:
+    state.counters = counted(state)
+    state.sheet = None
 
 
 def _sheet(state: KeyState, limits: Limits, now_ms: int) -> Sheet:
-    windows = zip(limits.windows, limits.names, strict=True)
-    counters = tuple([advanced(state.counters.get(name), limit.window, now_ms) for limit, name in windows])
-    ends_ms = tuple(map(turns_ms, counters))
-    rows = tuple(
-        (counter, at, limit, limit.amount, over_ms, limit.window * 1000 if isinstance(limit.window, int) else 0)
-        for counter, at, limit, over_ms in zip(counters, limits.places, limits.windows, ends_ms, strict=True)
+    _lift(state)
+    named = zip(limits.windows, limits.names, strict=True)
+    counters = [advanced(state.counters.get(name), limit.window, now_ms) for limit, name in named]
+    room = [limit.amount - used(counter, now_ms) for limit, counter in zip(limits.windows, counters, strict=True)]
+    most_requests, most_tokens, most_micro_usd = (
+        min((left for left, at in zip(room, limits.places, strict=True) if at == place), default=inf)
+        for place in range(len(Kind))
     )
-    return Sheet(limits, counters, tuple([counter.bucket for counter in counters]), rows, min(ends_ms, default=inf))
+    return Sheet(
+        laid_out(limits, counters),
+        tuple([counter.bucket for counter in counters]),
+        (most_requests, most_tokens, most_micro_usd),
+        now_ms,
+        min(map(turns_ms, counters), default=inf),
+    )
 
 
 def refused(limits: Limits, demand: Demand, counters: Sequence[Counter], now_ms: int) -> Refused:
     """Why a demand is refused, and how long it has to wait. `counters` are of `limits.windows`, `advanced` to now."""
-    standings = tuple(standing(limit, counter, now_ms) for limit, counter in zip(limits.windows, counters, strict=True))
+    stands = Stands(laid_out(limits, counters), NOTHING, now_ms)
     longest_ms = 0
     refusing = None
     for limit, counter in zip(limits.windows, counters, strict=True):
         limit_wait_ms = wait_ms(counter, limit.amount, amount_of(demand, limit.kind), now_ms)
         if limit_wait_ms is None:
-            return Refused(limit, None, standings)
+            return Refused(limit, None, stands)
         if limit_wait_ms > longest_ms:
             longest_ms, refusing = limit_wait_ms, limit
-    return Refused(refusing, longest_ms / 1000 if refusing else None, standings)
+    return Refused(refusing, longest_ms / 1000 if refusing else None, stands)
 
 
 def settle(state: KeyState, reservation: Reservation, in_the_end: Demand) -> bool:
@@ -135,19 +138,28 @@ def settle(state: KeyState, reservation: Reservation, in_the_end: Demand) -> boo
         state.released.remove(reservation.id)
     else:
         return False
-    in_the_end, reserved = bounded(in_the_end), reservation.demand
+    in_the_end = bounded(in_the_end)
     sheet = state.sheet
-    if sheet is None or sheet.buckets is not reservation.buckets:
-        _settle_by_name(state, reservation, in_the_end)
-        return True
-    for counter, at in zip(sheet.counters, sheet.limits.places):  # noqa: B905 - as above
-        current = counter.current + in_the_end[at] - reserved[at]
-        counter.current = current if 0 <= current <= MAX_AMOUNT else min(max(current, 0), MAX_AMOUNT)
+    if sheet is not None and sheet.buckets == reservation.buckets and sheet.laid.limits is reservation.limits:
+        requests, tokens, micro_usd = sheet.charged
+        most_requests, most_tokens, most_micro_usd = sheet.most
+        reserved_requests, reserved_tokens, reserved_micro_usd = reservation.demand
+        requests += in_the_end.requests - reserved_requests
+        tokens += in_the_end.tokens - reserved_tokens
+        micro_usd += in_the_end.micro_usd - reserved_micro_usd
+        if requests <= most_requests and tokens <= most_tokens and micro_usd <= most_micro_usd:
+            sheet.charged = requests, tokens, micro_usd
+            return True
+    _settle_by_name(state, reservation, in_the_end)
     return True
 
 
 def _settle_by_name(state: KeyState, reservation: Reservation, in_the_end: Demand) -> None:
-    """Of a reservation that was charged in other buckets, or by other limits, than those charged now."""
+    """Of a reservation that was charged in other buckets, or by other limits, than those charged now.
+
+    And of one that used more than there was room for: that is charged in full.
+    """
+    _lift(state)
     limits = reservation.limits
     for name, at, bucket in zip(limits.names, limits.places, reservation.buckets, strict=True):
         counter = state.counters.get(name)
@@ -169,7 +181,7 @@ def prune(state: KeyState, now_ms: int) -> int:
     """
     if state.slots or state.released:
         return now_ms + _IN_FLIGHT_MS
-    state.sheet = None
+    _lift(state)
     for name, counter in list(state.counters.items()):
         if end_ms(counter) <= now_ms or not (counter.current or counter.previous):
             del state.counters[name]

@@ -73,7 +73,7 @@ class Account(msgspec.Struct, eq=False):
     @property
     def headers(self) -> RawHeaders:
         """What the answer tells the client of its quota."""
-        return ratelimit.headers(self.hold.standings) if self.hold is not None else []
+        return ratelimit.headers(self.hold.stands) if self.hold is not None else []
 
 
 class Accounting:

@@ -77,7 +77,7 @@ class Quotas:
         if reservation.unchecked:
             self._metrics.unchecked(reservation.key_id)
         self._held[reservation.id] = reservation
-        self._metrics.admitted(reservation.key_id, granted.standings)
+        self._metrics.admitted(reservation.key_id, granted.stands)
         return granted
 
     async def more(self, reservation_id: str, key_id: str, limits: Limits, demand: Demand) -> Granted | Refused:
@@ -88,13 +88,13 @@ class Quotas:
         else:
             if not self._store.release_now(answer.reservation):
                 self._later(self._store.release(answer.reservation), _nothing)
-            self._metrics.admitted(key_id, answer.standings)
+            self._metrics.admitted(key_id, answer.stands)
         return answer
 
     def give_back(self, granted: Granted) -> None:
         """Charge nothing for what `more` has reserved."""
         reservation = granted.reservation
-        self._metrics.settled(reservation.key_id, granted.standings, reservation.demand, Demand())
+        self._metrics.settled(reservation.key_id, granted.stands, reservation.demand, Demand())
         if not self._store.settle_now(reservation, Demand()):
             self._later(self._store.settle(reservation, Demand()), _nothing)
 
@@ -102,7 +102,7 @@ class Quotas:
         """Charge what was used in place of what was reserved, and free the slot; `then` is called when that is done."""
         reservation = granted.reservation
         del self._held[reservation.id]
-        self._metrics.settled(reservation.key_id, granted.standings, reservation.demand, used)
+        self._metrics.settled(reservation.key_id, granted.stands, reservation.demand, used)
         if self._store.settle_now(reservation, used):
             self._settled(reservation.key_id, then)
         else:

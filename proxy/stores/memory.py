@@ -49,7 +49,7 @@ class MemoryQuotaStore:
         """As the protocol says: None where the ledger is to be asked."""
         state = self._states.get(key_id) or KeyState()
         sheet = state.sheet  # of these limits: all that they count in is known
-        if self._recall is not None and (sheet is None or sheet.limits is not limits) and _unknown(state, limits):
+        if self._recall is not None and (sheet is None or sheet.laid.limits is not limits) and _unknown(state, limits):
             return None
         now_ms = self._clock_ms()
         answer = quota_state.reserve(state, reservation_id, key_id, limits, demand, now_ms)

@@ -30,8 +30,9 @@ from proxy.core.quota import (
     bounded,
     counter_name,
 )
+from proxy.core.quota_stands import NOTHING, Stands, laid_out
 from proxy.core.quota_state import refused
-from proxy.core.quota_windows import Counter, standing
+from proxy.core.quota_windows import Counter
 from proxy.stores.redis_link import Call, RedisLink, Script, StoreAwayError
 from proxy.stores.redis_unsettled import Settlement, Unsettled
 from proxy.tasks import BackgroundTasks
@@ -126,7 +127,7 @@ class RedisQuotaStore:
                 self._withdraw(reservation)
             if self._allow:
                 self.unchecked += 1
-                return Granted(replace(reservation, unchecked=True), ())
+                return Granted(replace(reservation, unchecked=True), Stands())
             wait_s = max(error.retry_in_s, _LEAST_RETRY_S)
             message = "Quotas cannot be checked at the moment."
             raise ProxyError(STORE_UNAVAILABLE, message, retry_after_s=wait_s) from error
@@ -169,9 +170,8 @@ class RedisQuotaStore:
             answer = await self._ask_to_reserve(reservation)
         limits = reservation.limits
         if answer.verdict == "granted":
-            pairs = zip(limits.windows, answer.counters, strict=True)
-            standings = tuple([standing(limit, counter, answer.now_ms) for limit, counter in pairs])
-            return Granted(replace(reservation, buckets=answer.buckets), standings)
+            stands = Stands(laid_out(limits, answer.counters), NOTHING, answer.now_ms)
+            return Granted(replace(reservation, buckets=answer.buckets), stands)
         if answer.verdict in {"over", "missing"}:
             # it was withdrawn after its answer was lost, and arrived only now; or Redis does not keep what it is told
             raise StoreAwayError(asked=False, retry_in_s=0)

@@ -6,7 +6,6 @@ runs out with its window. So the gauges are worked out when they are read, from 
 
 from __future__ import annotations
 
-from operator import attrgetter
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -18,12 +17,13 @@ from proxy.core.ratelimit import window_name
 from proxy.telemetry.plain import PlainCounter, PlainHistogram
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable
 
     from prometheus_client import CollectorRegistry
     from prometheus_client.metrics_core import Metric
 
     from proxy.core.quota import Demand, Limit, Standing
+    from proxy.core.quota_stands import Stands
 
 MAX_STANDS: Final = 10_000
 """Limits of keys that are shown: those seen last."""
@@ -81,25 +81,27 @@ class QuotaMetrics:
 class _Seen(msgspec.Struct, frozen=True, gc=False):
     """Limits of a key as an admission left them, at `seen_s`, and what was settled since: by whom, reserved, and used.
 
-    Nothing grows without bound: who settles was admitted before, and each admission makes this anew.
+    `hidden` are those that a newer admission tells of. Nothing grows without bound: who settles was admitted before,
+    and each admission makes this anew.
     """
 
-    limits: tuple[Limit, ...]
-    standings: Sequence[Standing]
+    stands: Stands
     seen_s: float
-    settled: list[tuple[Sequence[Standing], Demand, Demand]]
+    settled: list[tuple[Stands, Demand, Demand]]
+    hidden: frozenset[_Name] = frozenset()
 
     def shown(self, now_s: float) -> Iterable[tuple[_Name, int, float]]:
         """Name, amount and what counts of each limit, the last one first; those over and not seen for long are not."""
-        for standing in reversed(self.standings):
-            if now_s < self.seen_s + max(standing.reset_s, FORGET_S):
-                yield _name(standing.limit), standing.limit.amount, self._used(standing, now_s)
+        for standing in reversed(self.stands.standings()):
+            name = _name(standing.limit)
+            if name not in self.hidden and now_s < self.seen_s + max(standing.reset_s, FORGET_S):
+                yield name, standing.limit.amount, self._used(standing, now_s)
 
     def _used(self, standing: Standing, now_s: float) -> float:
         """What still counts: all of it until a calendar window ends; of a sliding one less and less."""
         used, limit, left_s = standing.used, standing.limit, self.seen_s + standing.reset_s - now_s
-        for standings, reserved, charged in self.settled.copy():
-            if used and _name(limit) in _names(standings):
+        for stands, reserved, charged in self.settled.copy():
+            if used and _name(limit) in _names(stands):
                 used = max(0, used + amount_of(charged, limit.kind) - amount_of(reserved, limit.kind))
         if left_s <= 0:
             return 0.0
@@ -110,8 +112,8 @@ def _name(limit: Limit) -> _Name:
     return limit.kind.value, window_name(limit)
 
 
-def _names(standings: Iterable[Standing]) -> set[_Name]:
-    return {_name(standing.limit) for standing in standings}
+def _names(stands: Stands) -> set[_Name]:
+    return set(map(_name, stands.laid.limits.windows))
 
 
 class _Stands(Collector):
@@ -126,28 +128,29 @@ class _Stands(Collector):
         self._keys: dict[str, tuple[_Seen, ...]] = {}
         self._labelnames = _WINDOW
 
-    def admitted(self, key: str, standings: Sequence[Standing]) -> None:
+    def admitted(self, key: str, stands: Stands) -> None:
         """Show where the limits of a key stand, its newest reservation included."""
-        if not standings:
+        windows = stands.laid.limits.windows
+        if not windows:
             return
-        seen = _Seen(tuple(map(_limit_of, standings)), standings, self._clock(), [])
+        seen = _Seen(stands, self._clock(), [])
         before = self._keys.pop(key, ())
-        if not before or (len(before) == 1 and before[0].limits == seen.limits):
+        if not before or (len(before) == 1 and before[0].stands.laid.limits.windows == windows):
             self._keys[key] = (seen,)
         else:
             self._keys[key] = (seen, *_besides(seen, before))
         if len(self._keys) > MAX_STANDS:
             del self._keys[next(iter(self._keys))]
 
-    def settled(self, key: str, standings: Sequence[Standing], reserved: Demand, used: Demand) -> None:
-        """Show what was used in place of what was reserved, in the windows that `standings` are of."""
+    def settled(self, key: str, stands: Stands, reserved: Demand, used: Demand) -> None:
+        """Show what was used in place of what was reserved, in the windows that `stands` are of."""
         noted = self._keys.get(key, ())
         if len(noted) == 1:
-            noted[0].settled.append((standings, reserved, used))
+            noted[0].settled.append((stands, reserved, used))
             return
         for seen in noted:
-            if not _names(standings).isdisjoint(_names(seen.standings)):
-                seen.settled.append((standings, reserved, used))
+            if not _names(stands).isdisjoint(_names(seen.stands) - seen.hidden):
+                seen.settled.append((stands, reserved, used))
 
     def collect(self) -> Iterable[Metric]:
         """Both gauges; a key of which nothing is shown any more is forgotten."""
@@ -168,15 +171,8 @@ class _Stands(Collector):
 
 def _besides(seen: _Seen, before: tuple[_Seen, ...]) -> Iterable[_Seen]:
     """What was noted before of limits that `seen` does not tell of, without what is over."""
-    names = _names(seen.standings)
+    names = _names(seen.stands)
     for older in before:
-        left = tuple(
-            standing
-            for standing in older.standings
-            if _name(standing.limit) not in names and seen.seen_s < older.seen_s + max(standing.reset_s, FORGET_S)
-        )
-        if left:
-            yield _Seen(tuple(map(_limit_of, left)), left, older.seen_s, older.settled)
-
-
-_limit_of: Final = attrgetter("limit")
+        left = _Seen(older.stands, older.seen_s, older.settled, older.hidden | names)
+        if any(left.shown(seen.seen_s)):
+            yield left

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from proxy.core.quota import Calendar, Demand, Granted, Kind, Limit, Limits, counter_name
-from proxy.core.quota_state import KeyState, prune, refused, release, reserve, settle
+from proxy.core.quota_state import KeyState, counted, prune, refused, release, reserve, settle
 from proxy.core.quota_windows import Counter
 from tests.fakes.quotas import START_MS
 
@@ -49,9 +49,9 @@ def test_a_slot_is_released_while_its_exchange_is_still_to_be_settled() -> None:
     for _ in range(2):
         release(state, reservation.id)
         assert (state.slots, state.released) == (set(), {"exc_1"})
-    assert state.counters[counter_name(TOKENS)].current == 10
+    assert counted(state)[counter_name(TOKENS)].current == 10
     assert settle(state, reservation, Demand(1, 4))
-    assert state.counters[counter_name(TOKENS)].current == 4
+    assert counted(state)[counter_name(TOKENS)].current == 4
     assert not settle(state, reservation, Demand())
     release(state, reservation.id)
     assert (state.slots, state.released) == (set(), set())

@@ -43,7 +43,7 @@ async def standings(stage: QuotaStage, limits: Limits = ALL, key_id: str = "team
     answer = await reserve(stage, limits, Demand(), key_id)
     if isinstance(answer, Granted):
         await stage.store.settle(answer.reservation, Demand())
-    return answer.standings
+    return answer.stands.standings()
 
 
 async def used(stage: QuotaStage, limits: Limits = ALL, key_id: str = "team-a") -> list[int]:

@@ -64,13 +64,13 @@ class QuotaMachine(RuleBasedStateMachine):
     def check_used(self, key_id: str, limits: Limits, answer: Granted | Refused) -> None:
         now_ms = self.stage.now_ms()
         used = [self.recount.used(key_id, limit, now_ms) for limit in limits.windows]
-        assert [standing.used for standing in answer.standings] == used
+        assert [standing.used for standing in answer.stands.standings()] == used
 
     def check_standings(self, key_id: str, limits: Limits, answer: Granted | Refused) -> None:
         self.check_used(key_id, limits, answer)
         now_ms = self.stage.now_ms()
-        assert [standing.limit for standing in answer.standings] == list(limits.windows)
-        for standing in answer.standings:
+        assert [standing.limit for standing in answer.stands.standings()] == list(limits.windows)
+        for standing in answer.stands.standings():
             limit, reset_ms = standing.limit, round(standing.reset_s * 1000)
             assert standing.remaining == max(limit.amount - standing.used, 0)
             assert self.recount.used(key_id, limit, now_ms + reset_ms) == 0

@@ -122,10 +122,10 @@ def test_keys_used_in_a_running_calendar_window_are_kept_until_it_ends() -> None
     use(store, "monthly")
     clock.advance(20 * DAY_MS)
     look_around(store, 10)
-    assert [standing.used for standing in reserve(store, "monthly").standings] == [10, 10, 20]
+    assert [standing.used for standing in reserve(store, "monthly").stands.standings()] == [10, 10, 20]
     clock.advance(30 * DAY_MS)
     look_around(store, 10)
-    assert [standing.used for standing in reserve(store, "monthly").standings] == [10, 10, 10]
+    assert [standing.used for standing in reserve(store, "monthly").stands.standings()] == [10, 10, 10]
 
 
 def test_a_process_that_paused_admits_no_more_than_fit() -> None:
@@ -158,7 +158,7 @@ def test_what_an_exchange_used_is_charged_however_long_its_counter_stood_empty()
     clock.advance(3_600_000)
     look_around(store, 2)
     at_once(store.settle(answer.reservation, Demand(1, 70)))
-    assert reserve(store, "long", Limits((DAILY,)), Demand()).standings[0].used == 70
+    assert reserve(store, "long", Limits((DAILY,)), Demand()).stands.standings()[0].used == 70
 
 
 class Ledger:
@@ -186,7 +186,7 @@ async def test_calendar_windows_are_filled_from_the_ledger_once() -> None:
     ledger.may_answer.set()
     store = MemoryQuotaStore(clock, ledger.recall)
     answer = await store.reserve("exc_1", "team-a", LIMITS, DEMAND)
-    assert [standing.used for standing in answer.standings] == [10, 910, 990]
+    assert [standing.used for standing in answer.stands.standings()] == [10, 910, 990]
     answer = await store.reserve("exc_2", "team-a", LIMITS, Demand(1, 1, 20))
     assert isinstance(answer, Refused)
     assert answer.limit == MONTHLY
@@ -197,7 +197,7 @@ async def test_calendar_windows_are_filled_from_the_ledger_once() -> None:
     assert ledger.asked == [starts_s]
     clock.advance(60_000)  # a new day and a new month: their beginning was seen here
     answer = await store.reserve("exc_3", "team-a", LIMITS, DEMAND)
-    assert [standing.used for standing in answer.standings] == [15, 10, 10]
+    assert [standing.used for standing in answer.stands.standings()] == [15, 10, 10]
     assert ledger.asked == [starts_s]
 
 
@@ -221,7 +221,7 @@ async def test_what_the_ledger_is_to_be_asked_for_is_not_answered_at_once() -> N
     assert isinstance(store.reserve_now("exc_2", "team-a", SLIDING, DEMAND), Granted)
     assert store.reserve_now("exc_3", "team-a", LIMITS, DEMAND) is None, "of other windows it still knows nothing"
     answer = await store.reserve("exc_3", "team-a", LIMITS, DEMAND)
-    assert [standing.used for standing in answer.standings] == [20, 910, 990]
+    assert [standing.used for standing in answer.stands.standings()] == [20, 910, 990]
     at_once_now = store.reserve_now("exc_4", "team-a", LIMITS, Demand(1, 1, 11))
     assert isinstance(at_once_now, Refused)
     assert at_once_now.limit == MONTHLY
@@ -252,7 +252,7 @@ async def test_who_asked_may_leave() -> None:
     leaving.cancel()
     await until(lambda: len(ledger.asked) == 2, "the ledger is asked by another")
     ledger.may_answer.set()
-    assert [standing.used for standing in (await waiting).standings] == [10, 910, 990]
+    assert [standing.used for standing in (await waiting).stands.standings()] == [10, 910, 990]
     assert leaving.cancelled()
     assert also_leaving.cancelled()
     assert store._recalling == {}

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 async def test_admits_up_to_the_limit_and_says_what_is_left(stage: QuotaStage) -> None:
     answer = await reserve(stage, ALL, Demand(1, 60, 400))
     assert isinstance(answer, Granted)
-    assert [(standing.used, standing.remaining) for standing in answer.standings] == [
+    assert [(standing.used, standing.remaining) for standing in answer.stands.standings()] == [
         (1, 9),
         (60, 40),
         (60, 90),
@@ -44,7 +44,7 @@ async def test_admits_up_to_the_limit_and_says_what_is_left(stage: QuotaStage) -
 async def test_no_limits_admit_everything(stage: QuotaStage) -> None:
     answer = await reserve(stage, Limits(), Demand(1, 10**12, 10**12))
     assert isinstance(answer, Granted)
-    assert answer.standings == ()
+    assert answer.stands.standings() == ()
     await stage.store.settle(answer.reservation, Demand(1))
 
 

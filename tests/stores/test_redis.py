@@ -52,7 +52,7 @@ async def used(store: RedisQuotaStore, limits: Limits = LIMITS) -> list[int]:
     answer = await store.reserve(f"look_{next(_looks)}", "team", Limits(limits.windows), Demand())
     assert isinstance(answer, Granted)
     await store.settle(answer.reservation, Demand())
-    return [standing.used for standing in answer.standings]
+    return [standing.used for standing in answer.stands.standings()]
 
 
 async def granted(store: RedisQuotaStore, id_: str) -> Granted:

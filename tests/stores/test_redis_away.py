@@ -130,7 +130,7 @@ async def test_a_stop_right_after_an_outage_delivers_what_was_kept(server: Redis
     await store.close()
     assert store.unsettled == 0
     reservation = await other.reserve("look", "team", LIMITS, Demand())
-    assert [standing.used for standing in reservation.standings] == [len(held)]
+    assert [standing.used for standing in reservation.stands.standings()] == [len(held)]
     await other.close()
 
 

@@ -65,7 +65,7 @@ async def test_reserving_cancelled_at_any_turn(store: RedisQuotaStore, warm: boo
         # the next one on the same connection gets its own answer
         answer = await store.reserve(f"next_{turns}", "team", LIMITS, Demand(1, turns))
         assert isinstance(answer, Granted)
-        assert answer.standings[0].used == turns
+        assert answer.stands.standings()[0].used == turns
         await store.settle(answer.reservation, Demand())
     assert cancelled > 2
     assert len(pool_of(store)._available_connections) <= 3
@@ -76,7 +76,7 @@ async def test_settling_cancelled_at_any_turn_is_settled_all_the_same(store: Red
     for turns in range(TURNS):
         answer = await store.reserve(f"exc_{turns}", "team", LIMITS, Demand(1, 20))
         assert isinstance(answer, Granted)
-        assert answer.standings[0].used == 20 + turns
+        assert answer.stands.standings()[0].used == 20 + turns
         work = asyncio.create_task(store.settle(answer.reservation, Demand(1, 1)))
         cancelled += await cancel_after(work, turns)
         # a task that is cancelled before its first step has settled nothing, as nobody called it

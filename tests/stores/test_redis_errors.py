@@ -84,7 +84,7 @@ async def test_slots_that_are_none_refuse_their_key_and_no_other(
     await until(lambda: not store.unsettled, "withdrawals are delivered")
     assert client.lrange(name(store, "slots"), 0, -1) == [b"not", b"ours"]
     client.delete(name(store, "slots"))
-    assert [standing.used for standing in (await granted(store, "exc_after")).standings] == [130, 520]
+    assert [standing.used for standing in (await granted(store, "exc_after")).stands.standings()] == [130, 520]
 
 
 async def test_of_many_renewals_one_that_fails_is_counted_and_the_others_are_done(
@@ -121,12 +121,12 @@ async def test_an_unreadable_window_counts_as_missing(store: RedisQuotaStore, cl
     for window in NAMES:
         client.set(name(store, window), foreign)
     answer = await granted(store, "exc_2")
-    assert [standing.used for standing in answer.standings] == [100, 500]
+    assert [standing.used for standing in answer.stands.standings()] == [100, 500]
     for window in NAMES:
         client.set(name(store, window), foreign)
     await store.settle(answer.reservation, Demand(1, 40, 30))
     await store.renew([first])
-    assert [standing.used for standing in (await granted(store, "exc_3")).standings] == [100, 500]
+    assert [standing.used for standing in (await granted(store, "exc_3")).stands.standings()] == [100, 500]
     assert store.unsettled == 0
 
 
@@ -142,7 +142,7 @@ async def test_a_list_in_place_of_a_window_or_a_record_is_replaced(store: RedisQ
     await store.release(reservation)
     await store.settle(reservation, Demand(1, 40, 30))
     assert store.unsettled == 0
-    assert [standing.used for standing in (await granted(store, "exc_2")).standings][1] >= 500
+    assert [standing.used for standing in (await granted(store, "exc_2")).stands.standings()][1] >= 500
 
 
 async def test_a_calendar_window_that_cannot_be_read_is_recalled(redis_url: str, client: Any) -> None:
@@ -151,7 +151,7 @@ async def test_a_calendar_window_that_cannot_be_read_is_recalled(redis_url: str,
 
     store = await asyncio.to_thread(open_store, redis_url, recall=recall)
     client.set(name(store, "spend:month:"), "text")
-    assert [standing.used for standing in (await granted(store, "exc_1")).standings] == [100, 3500]
+    assert [standing.used for standing in (await granted(store, "exc_1")).stands.standings()] == [100, 3500]
     await store.close()
 
 

@@ -65,7 +65,7 @@ class Stage:
         reservation = await self.store.reserve(f"look_{next(_looks)}", "team", LIMITS, Demand())
         assert isinstance(reservation, Granted)
         await self.store.settle(reservation.reservation, Demand())
-        return [standing.used for standing in reservation.standings]
+        return [standing.used for standing in reservation.stands.standings()]
 
 
 @pytest.fixture

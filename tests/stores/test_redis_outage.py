@@ -101,7 +101,7 @@ async def used(store: RedisQuotaStore) -> int:
     reservation, _ = await timed(store, f"look_{next(_looks)}", 0)
     assert isinstance(reservation, Granted)
     await store.settle(reservation.reservation, Demand())
-    return reservation.standings[0].used
+    return reservation.stands.standings()[0].used
 
 
 async def test_a_redis_that_never_answers_costs_the_timeout_and_then_nothing(server: RedisServer) -> None:

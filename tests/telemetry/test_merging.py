@@ -14,6 +14,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from proxy.core.quota import Calendar, Kind, Limit, Standing
 from proxy.telemetry.merging import Family, Merged, Snapshots, unpack
 from proxy.telemetry.metrics import Metrics
+from tests.fakes.quota_stands import told
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -185,7 +186,7 @@ def test_a_thousand_keys_of_two_workers_and_the_dead_are_merged_quickly(capsys: 
             metrics._tokens.add((f"team-{number:04}", "gpt-4o*", kind, "exact"), 5)
         windows = (60, Calendar.DAY, Calendar.MONTH)
         limits = [Limit(Kind.TOKENS, 100, window) for window in windows]
-        metrics.quotas.admitted(f"team-{number:04}", [Standing(limit, 10, 90, 60.0) for limit in limits])
+        metrics.quotas.admitted(f"team-{number:04}", told(*(Standing(limit, 10, 90, 60.0) for limit in limits)))
     merged, spent_s = Merged(), dict[str, float]()
     merged.keep(1, unpack(metrics.snapshot()))
     merged.retire(1)

@@ -19,6 +19,7 @@ from proxy.telemetry import metrics as module
 from proxy.telemetry.loop_lag import EventLoopLag
 from proxy.telemetry.metrics import Metrics
 from proxy.telemetry.plain import OVERFLOW
+from tests.fakes.quota_stands import told
 
 # design.md section 13: dashboards and alerts are written against these
 PROMISED = {
@@ -93,7 +94,7 @@ def use_everything(metrics: Metrics) -> None:
     limit = Limit(Kind.SPEND, 5_000_000, Calendar.MONTH)
     metrics.quotas.refused("a", limit)
     metrics.quotas.unchecked("a")
-    metrics.quotas.admitted("a", [Standing(limit, 1, 4_999_999, 1.0)])
+    metrics.quotas.admitted("a", told(Standing(limit, 1, 4_999_999, 1.0)))
     metrics.quotas.store_asked("reserve", 0.001, "TimeoutError")
 
 

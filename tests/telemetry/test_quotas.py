@@ -14,9 +14,10 @@ from proxy.core.quota import Calendar, Demand, Kind, Limit, Standing, amount_of
 from proxy.core.ratelimit import window_name
 from proxy.telemetry import quotas as module
 from proxy.telemetry.quotas import FORGET_S, QuotaMetrics
+from tests.fakes.quota_stands import told
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from proxy.core.quota_stands import Stands
 
 SLIDING = Limit(Kind.TOKENS, 1000, 60)
 MONTHLY = Limit(Kind.SPEND, 5_000_000, Calendar.MONTH)
@@ -40,7 +41,7 @@ class Shown:
 
 def test_what_was_used_of_a_sliding_window_runs_out_and_of_a_month_ends_with_it() -> None:
     shown = Shown()
-    shown.metrics.admitted("a", [Standing(SLIDING, 600, 400, 60.0), Standing(MONTHLY, 900, 4_999_100, 7200.0)])
+    shown.metrics.admitted("a", told(Standing(SLIDING, 600, 400, 60.0), Standing(MONTHLY, 900, 4_999_100, 7200.0)))
     assert (shown.used("minute"), shown.used("month", "spend")) == (600, 900)
     shown.now_s += 30
     assert (shown.used("minute"), shown.used("month", "spend")) == (300, 900)
@@ -54,11 +55,11 @@ def test_what_was_used_of_a_sliding_window_runs_out_and_of_a_month_ends_with_it(
 
 def test_a_settlement_replaces_what_was_reserved() -> None:
     shown = Shown()
-    standings = [Standing(SLIDING, 600, 400, 60.0), Standing(MONTHLY, 900, 1, 7200.0)]
-    shown.metrics.admitted("a", standings)
-    shown.metrics.settled("a", standings, Demand(1, 500, 800), Demand(1, 20, 3))
+    stands = told(Standing(SLIDING, 600, 400, 60.0), Standing(MONTHLY, 900, 1, 7200.0))
+    shown.metrics.admitted("a", stands)
+    shown.metrics.settled("a", stands, Demand(1, 500, 800), Demand(1, 20, 3))
     assert (shown.used("minute"), shown.used("month", "spend")) == (120, 103)
-    shown.metrics.settled("b", standings, Demand(1, 500, 800), Demand())
+    shown.metrics.settled("b", stands, Demand(1, 500, 800), Demand())
     assert shown.used("minute", key="b") is None, "never admitted here"
 
 
@@ -68,7 +69,7 @@ def test_keys_not_seen_for_long_are_not_shown_and_no_more_than_there_is_room_for
     monkeypatch.setattr(module, "MAX_STANDS", 2)
     shown = Shown()
     for key in ("a", "b", "a", "c"):
-        shown.metrics.admitted(key, [Standing(SLIDING, 1, 999, 60.0)])
+        shown.metrics.admitted(key, told(Standing(SLIDING, 1, 999, 60.0)))
     assert [shown.used("minute", key=key) for key in ("a", "b", "c")] == [1, None, 1]
     shown.now_s += FORGET_S
     assert [shown.used("minute", key=key) for key in ("a", "b", "c")] == [None, None, None]
@@ -80,12 +81,12 @@ class Reference:
     def __init__(self) -> None:
         self.stands: dict[tuple[str, str, str], tuple[Standing, float, int]] = {}
 
-    def admitted(self, key: str, standings: Sequence[Standing], now_s: float) -> None:
-        for one in standings:
+    def admitted(self, key: str, stands: Stands, now_s: float) -> None:
+        for one in stands.standings():
             self.stands[key, one.limit.kind.value, window_name(one.limit)] = one, now_s, one.used
 
-    def settled(self, key: str, standings: Sequence[Standing], reserved: Demand, used: Demand) -> None:
-        for one in standings:
+    def settled(self, key: str, stands: Stands, reserved: Demand, used: Demand) -> None:
+        for one in stands.standings():
             labels = key, one.limit.kind.value, window_name(one.limit)
             if labels in self.stands:
                 stand, seen_s, before = self.stands[labels]
@@ -109,21 +110,21 @@ keys = st.sampled_from("ab")
 demands = st.builds(Demand, st.just(1), st.integers(0, 50), st.integers(0, 50))
 
 
-class Stands(RuleBasedStateMachine):
+class Machine(RuleBasedStateMachine):
     """Exchanges are admitted and settled in any order, with any limits, and looked at in between."""
 
     def __init__(self) -> None:
         super().__init__()
         self.shown = Shown()
         self.reference = Reference()
-        self.under_way: list[tuple[str, tuple[Standing, ...], Demand]] = []
+        self.under_way: list[tuple[str, Stands, Demand]] = []
 
     @rule(key=keys, limits=LIMITS, reserved=demands, used=st.integers(0, 200), reset_s=st.sampled_from([30.0, 9000.0]))
     def admit(self, key: str, limits: tuple[Limit, ...], reserved: Demand, used: int, reset_s: float) -> None:
-        standings = tuple(Standing(limit, used, 0, reset_s) for limit in limits)
-        self.shown.metrics.admitted(key, standings)
-        self.reference.admitted(key, standings, self.shown.now_s)
-        self.under_way.append((key, standings, reserved))
+        stands = told(*(Standing(limit, used, 0, reset_s) for limit in limits))
+        self.shown.metrics.admitted(key, stands)
+        self.reference.admitted(key, stands, self.shown.now_s)
+        self.under_way.append((key, stands, reserved))
 
     @rule(data=st.data(), used=demands)
     def settle(self, data: st.DataObject, used: Demand) -> None:
@@ -147,18 +148,18 @@ class Stands(RuleBasedStateMachine):
         assert found["sluice_quota_used"] == pytest.approx({labels: used for labels, (_, used) in expected.items()})
 
 
-TestStands = Stands.TestCase
+TestStands = Machine.TestCase
 TestStands.settings = settings(max_examples=150, stateful_step_count=30, deadline=None)
 
 
 def test_what_is_noted_of_a_key_does_not_grow() -> None:
     shown = Shown()
-    standings = [Standing(SLIDING, 600, 400, 60.0)]
-    narrowed = [*standings, Standing(NARROWED, 1, 9, 60.0)]
+    of_all = Standing(SLIDING, 600, 400, 60.0)
+    stands, narrowed = told(of_all), told(of_all, Standing(NARROWED, 1, 9, 60.0))
     for _ in range(50):
-        for ours in (standings, narrowed, standings):
+        for ours in (stands, narrowed, stands):
             shown.metrics.admitted("a", ours)
             shown.metrics.settled("a", ours, Demand(1, 5, 5), Demand(1, 1, 1))
     (noted,) = shown.metrics._stands._keys.values()
-    assert [len(seen.standings) for seen in noted] == [1, 1]
+    assert [len(list(seen.shown(shown.now_s))) for seen in noted] == [1, 1]
     assert sum(len(seen.settled) for seen in noted) <= 3
