@@ -7,39 +7,48 @@ pattern; then more literal characters win over fewer, fewer wildcards over more,
 from __future__ import annotations
 
 import fnmatch
-import functools
 import re
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
-_CACHED_NAMES: Final = 1024  # names come from clients: the cache must not grow with what they think of
-_CACHED_NAME_CHARACTERS: Final = 256
+_REMEMBERED_NAMES: Final = 1024  # names come from clients: what is remembered must not grow with what they think of
+_REMEMBERED_NAME_CHARACTERS: Final = 256
+_Found = TypeVar("_Found")
+
+
+class Remembered(dict[str, _Found]):
+    """What `find` says of names, of those asked for lately without asking it again: `remembered[name]`."""
+
+    def __init__(self, find: Callable[[str], _Found]) -> None:
+        self._find = find
+
+    def __missing__(self, name: str) -> _Found:
+        found = self._find(name)
+        if len(name) <= _REMEMBERED_NAME_CHARACTERS:
+            if len(self) >= _REMEMBERED_NAMES:
+                self.clear()
+            self[name] = found
+        return found
 
 
 class PatternTable:
-    """Patterns, compiled once. Exact names are found in O(1), others through a bounded cache."""
+    """Patterns, compiled once. `match` gives the most specific that a name matches as a whole, None if none does."""
 
     def __init__(self, patterns: Iterable[str]) -> None:
         given = list(dict.fromkeys(patterns))
         self._exact = frozenset(pattern for pattern in given if not is_pattern(pattern))
         globs = sorted((pattern for pattern in given if pattern not in self._exact), key=_specificity)
         self._globs = [(pattern, _compile(pattern)) for pattern in globs]
-        self._remembered = functools.lru_cache(_CACHED_NAMES)(self._match_globs)
+        self.match: Callable[[str], str | None] = Remembered(self._match).__getitem__
 
     def __repr__(self) -> str:
         return f"PatternTable({[*sorted(self._exact), *(pattern for pattern, _ in self._globs)]})"
 
-    def match(self, name: str) -> str | None:
-        """The most specific pattern that `name` matches as a whole; None if there is none."""
+    def _match(self, name: str) -> str | None:
         if name in self._exact:
             return name
-        if len(name) > _CACHED_NAME_CHARACTERS:
-            return self._match_globs(name)
-        return self._remembered(name)
-
-    def _match_globs(self, name: str) -> str | None:
         for pattern, compiled in self._globs:
             if compiled.match(name) is not None:
                 return pattern

@@ -106,6 +106,15 @@ class Price:
         )
 
 
+def plain_cost_nano_usd(input_tokens: int, output_tokens: int, price: Price) -> int:
+    """`cost_nano_usd` of a usage without details, and of no negative count."""
+    scale, input_rate, _, output_rate = price.plain_rates
+    cost = input_tokens * input_rate + output_tokens * output_rate
+    if scale != 1:
+        cost = _divided(cost, scale)
+    return cost if cost <= MAX_COST_NANO_USD else MAX_COST_NANO_USD  # noqa: FURB136 - a third faster than `min`
+
+
 def cost_nano_usd(usage: Usage, price: Price) -> int:
     """What `usage` costs, in nano-USD, rounded half to even once, at the end; at most `MAX_COST_NANO_USD`.
 

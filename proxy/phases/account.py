@@ -15,7 +15,8 @@ from weakref import WeakValueDictionary
 import msgspec
 
 from proxy.core import ratelimit
-from proxy.core.pricing import cost_nano_usd as cost_nano_usd_of
+from proxy.core.patterns import Remembered
+from proxy.core.pricing import plain_cost_nano_usd
 from proxy.core.prompts import Estimate, estimate
 from proxy.core.quota import Demand
 from proxy.core.tokens import MAX_TOKENS, encoding_of
@@ -51,15 +52,17 @@ _NOTHING: Final = Estimate(0, 0)
 class Account(msgspec.Struct, eq=False):
     """What one exchange may use and what is known of it in money.
 
-    `reserved` is charged where nobody can say what was used: the prompt's estimate and the most that may be answered.
-    `upstream` was asked last, or answered. `is_sent`: an upstream has the request, and may be working on it. `lost`
-    are hedged tries that another outran, by the names that their upstreams know the model by.
+    `prompt_tokens` are an estimate, `most_tokens` the most that may be answered, and `price` is what is paid for the
+    model that an upstream calls `served`. `upstream` was asked last, or answered. `is_sent`: an upstream has the
+    request, and may be working on it. `lost` are hedged tries that another outran, by the names that their upstreams
+    know the model by.
     """
 
     entry: Entry
     prompt_tokens: int
-    reserved: Usage
+    most_tokens: int
     price: Price | None
+    served: str | None
     encoding: str
     hold: Granted | None = None
     allowance: Allowance | None = None
@@ -69,6 +72,11 @@ class Account(msgspec.Struct, eq=False):
     lost: list[str | None] = msgspec.field(default_factory=list)
     lost_nano_usd: int = 0
     is_sent: bool = False
+
+    @property
+    def reserved(self) -> Usage:
+        """What is charged where nobody can say what was used."""
+        return Usage(self.prompt_tokens, self.most_tokens)
 
     @property
     def headers(self) -> RawHeaders:
@@ -96,6 +104,7 @@ class Accounting:
         self._ledger = ledger
         self._prices = prices
         self._clock = clock
+        self._encoding_of = Remembered(encoding_of).__getitem__
 
     def now_ms(self) -> int:
         """UNIX time in milliseconds."""
@@ -109,7 +118,7 @@ class Accounting:
         model, asked, principal = target.model, admission.model, admission.principal
         first = model.routes[0]
         served = first.rename or asked
-        encoding = model.encoding or encoding_of(served or "")
+        encoding = model.encoding or self._encoding_of(served or "")
         if exchange.endpoint.treatment is not Treatment.METERED:
             expected = _NOTHING  # nobody says how many tokens speech or a picture will be
         elif len(admission.body) <= _LONG_BYTES:
@@ -119,16 +128,16 @@ class Accounting:
         most_tokens = expected.max_output_tokens
         if most_tokens is None:
             most_tokens = min(model.max_output_tokens * expected.answers, MAX_TOKENS)
-        reserved = Usage(expected.prompt_tokens, most_tokens)
+        prompt_tokens = expected.prompt_tokens
         price = self._prices.find(asked, served) if asked is not None else None
-        cost_nano_usd = 0 if price is None else cost_nano_usd_of(reserved, price)
+        cost_nano_usd = 0 if price is None else plain_cost_nano_usd(prompt_tokens, most_tokens, price)
         limits = principal.limits.for_model(asked or "")
-        demand = demand_of(reserved, cost_nano_usd)
+        demand = demand_of(prompt_tokens + most_tokens, cost_nano_usd)
         hold = self._quotas.reserve_now(exchange.id, principal.key_id, limits, demand)
         if hold is None:
             hold = await self._quotas.reserve(exchange.id, principal.key_id, limits, demand)
         try:
-            entry = self._ledger.open(self._opened(exchange, admission, first.upstream.name, reserved, cost_nano_usd))
+            entry = self._ledger.open(self._opened(exchange, admission, first.upstream.name, demand, cost_nano_usd))
         except BaseException:
             if hold is not None:
                 self._quotas.settle(hold, Demand())
@@ -138,9 +147,10 @@ class Accounting:
             allowance = Allowance(self._quotas, hold.reservation, limits, price, most_tokens)
         return Account(
             entry,
-            prompt_tokens=expected.prompt_tokens,
-            reserved=reserved,
+            prompt_tokens=prompt_tokens,
+            most_tokens=most_tokens,
             price=price,
+            served=served,
             encoding=encoding,
             hold=hold,
             allowance=allowance,
@@ -151,10 +161,11 @@ class Accounting:
         account.upstream = sending.upstream.name
         if admission.model is None:
             return
-        account.price = self._prices.find(admission.model, sending.served)
+        if sending.served != account.served:
+            account.price = self._prices.find(admission.model, sending.served)
         for served in account.lost:
             price = self._prices.find(admission.model, served)
-            account.lost_nano_usd += 0 if price is None else cost_nano_usd_of(Usage(account.prompt_tokens), price)
+            account.lost_nano_usd += 0 if price is None else plain_cost_nano_usd(account.prompt_tokens, 0, price)
 
     def leave(self, account: Account) -> None:
         """Free the slot of an exchange whose client's side has ended; `close` follows when it is known what it used."""
@@ -164,12 +175,13 @@ class Accounting:
     def close(self, account: Account, settlement: Settlement) -> None:
         """Charge the key's quota what was used, and give back the rest."""
         if account.hold is not None:
-            used = demand_of(settlement.usage, settlement.cost_nano_usd)
+            usage = settlement.usage
+            used = demand_of(usage.input_tokens + usage.output_tokens, settlement.cost_nano_usd)
             # charged first: what is given back then is not what was used
             self._quotas.settle(account.hold, used, account.allowance.close if account.allowance is not None else None)
 
     def _opened(
-        self, exchange: Exchange, admission: Admission, upstream: str, reserved: Usage, cost_nano_usd: int
+        self, exchange: Exchange, admission: Admission, upstream: str, demand: Demand, cost_nano_usd: int
     ) -> Opened:
         waited_s = time.perf_counter() - exchange.timeline.arrived_s
         return Opened(
@@ -180,7 +192,7 @@ class Accounting:
             upstream=upstream,
             streamed=admission.streamed,
             started_ms=int((self._clock() - waited_s) * 1000),
-            reserved_tokens=reserved.input_tokens + reserved.output_tokens,
+            reserved_tokens=demand.tokens,
             reserved_nano_usd=cost_nano_usd,
         )
 

@@ -80,7 +80,8 @@ async def admit(exchange: Exchange, principal: Principal, max_request_bytes: int
     Raises `ProxyError` 400, 403, 404, 408 or 413.
     """
     treatment, plan = exchange.endpoint.treatment, principal.plan
-    _allow_endpoint(exchange, plan)
+    if treatment is Treatment.STATEFUL or not plan.allows_inference:
+        _allow_endpoint(exchange, plan)
     if treatment is Treatment.STATEFUL:
         return Admission(principal, None, streamed=False, body=b"", rest=_pieces(exchange))
     if treatment is Treatment.METERED:
@@ -102,8 +103,9 @@ async def admit(exchange: Exchange, principal: Principal, max_request_bytes: int
 
 
 def _allow_endpoint(exchange: Exchange, plan: Plan) -> None:
+    """Look for the name of an endpoint, where the plan does not allow all inference."""
     is_stateful, allowed = exchange.endpoint.treatment is Treatment.STATEFUL, plan.endpoints
-    if allowed.match("stateful" if is_stateful else "inference") is not None:
+    if is_stateful and allowed.match("stateful") is not None:
         return
     # a path has its leading slash, so that no client can spell one of the two words
     if allowed.match(exchange.path if is_stateful else "/" + exchange.endpoint.name) is None:

@@ -9,10 +9,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from proxy.core.errors import STORE_UNAVAILABLE, ProxyError
-from proxy.core.pricing import cost_nano_usd
+from proxy.core.pricing import plain_cost_nano_usd
 from proxy.core.quota import Kind, Limits, Refused
 from proxy.core.ratelimit import refusal
-from proxy.core.usage import Usage
 from proxy.phases.quotas import demand_of
 
 if TYPE_CHECKING:
@@ -50,9 +49,9 @@ class Allowance:
         """
         if output_tokens <= self.tokens:
             return
-        usage = Usage(0, output_tokens - self.tokens + _STEP_TOKENS)
-        cost = 0 if self._price is None else cost_nano_usd(usage, self._price)
-        demand = demand_of(usage, cost)._replace(requests=0)
+        tokens = output_tokens - self.tokens + _STEP_TOKENS
+        cost = 0 if self._price is None else plain_cost_nano_usd(0, tokens, self._price)
+        demand = demand_of(tokens, cost)._replace(requests=0)
         self.tokens = output_tokens + _STEP_TOKENS
         id_ = f"{self._reservation.id}+{len(self._more) + 1}"
         try:

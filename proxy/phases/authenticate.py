@@ -48,6 +48,10 @@ class Plan:
     limits: KeyLimits = _UNLIMITED  # of keys that have none of their own
     weight: float = 1.0  # of each of its keys in the fair queue
     cuts_when_exhausted: bool = False  # streams that outgrow what they reserved and have used up a budget
+    allows_inference: bool = field(init=False)  # all of it, whatever endpoint
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "allows_inference", self.endpoints.match("inference") is not None)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
     from proxy.core.quota import Limits, Reservation
-    from proxy.core.usage import Usage
     from proxy.stores.base import QuotaStore
     from proxy.telemetry.quotas import QuotaMetrics
 
@@ -23,9 +22,9 @@ _SLOT_PATIENCE_S: Final = 0.1
 _SLOT_LOOK_S: Final = 0.025  # another process may free it
 
 
-def demand_of(usage: Usage, cost_nano_usd: int) -> Demand:
+def demand_of(tokens: int, cost_nano_usd: int) -> Demand:
     """One request that uses so much; a part of a micro-USD counts as a whole."""
-    return Demand(1, usage.input_tokens + usage.output_tokens, -(-cost_nano_usd // _NANO_PER_MICRO))
+    return Demand(1, tokens, -(-cost_nano_usd // _NANO_PER_MICRO))
 
 
 def _nothing() -> None:

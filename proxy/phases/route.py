@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from proxy.core.ending import StreamShape
-from proxy.core.patterns import is_pattern
+from proxy.core.patterns import Remembered, is_pattern
 from proxy.phases.admit import model_not_found
 from proxy.phases.authenticate import CREDENTIAL_HEADERS, digest_of, secret_of
 from proxy.phases.exchange import Treatment
 from proxy.upstream.attempt import UpstreamRequest
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping
+    from collections.abc import AsyncIterator, Callable, Mapping
 
     from proxy.core.headers import RawHeaders
     from proxy.core.patterns import PatternTable
@@ -67,18 +67,21 @@ class Target:
 
 
 class Router:
-    """What serves a model's name: the most specific pattern wins; without patterns, the first upstream."""
+    """What serves a model's name: the most specific pattern wins; without patterns, the first upstream.
+
+    `find` gives the target of a name, None for an unknown one; `unnamed` serves a request that names no model.
+    """
 
     def __init__(self, default: Upstream, patterns: PatternTable, models: Mapping[str, Model]) -> None:
         self.default = Model((Route(default),))
-        self.unnamed = Target("", self.default)  # what serves a request that names no model
+        self.unnamed = Target("", self.default)
+        self.find: Callable[[str], Target | None] = Remembered(self._find).__getitem__
         self._patterns = patterns
         self._models = dict(models)
         self._any = Target("*", self.default)
         self._targets = {pattern: Target(pattern, model) for pattern, model in models.items()}
 
-    def find(self, model: str) -> Target | None:
-        """What serves `model`; None for an unknown one."""
+    def _find(self, model: str) -> Target | None:
         if not self._models:
             return self._any
         pattern = self._patterns.match(model)

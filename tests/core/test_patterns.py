@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.core.patterns import PatternTable, is_pattern
+from proxy.core.patterns import PatternTable, Remembered, is_pattern
 
 
 @pytest.mark.parametrize(
@@ -69,7 +69,23 @@ def test_names_of_clients_do_not_pile_up() -> None:
     for number in range(5000):
         table.match(f"gpt-{number}")
         table.match("x" * 300 + str(number))
-    assert table._remembered.cache_info().currsize == 1024
+    remembered = vars(table)["match"].__self__
+    assert isinstance(remembered, Remembered)
+    assert 0 < len(remembered) <= 1024
+    assert max(map(len, remembered)) <= 256
+
+
+@given(st.lists(st.sampled_from(["a", "b", "x" * 300])))
+def test_what_is_remembered_is_what_was_found(names: list[str]) -> None:
+    asked: list[str] = []
+
+    def find(name: str) -> int:
+        asked.append(name)
+        return len(name)
+
+    remembered = Remembered(find)
+    assert [remembered[name] for name in names] == [len(name) for name in names]
+    assert sorted(name for name in asked if len(name) == 1) == sorted({*names} - {"x" * 300})
 
 
 def test_no_name_makes_a_pattern_slow() -> None:

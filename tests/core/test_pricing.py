@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.core.pricing import MAX_COST_NANO_USD, Price, PriceList, _cost_of_any, cost_nano_usd
+from proxy.core.pricing import MAX_COST_NANO_USD, Price, PriceList, _cost_of_any, cost_nano_usd, plain_cost_nano_usd
 from proxy.core.usage import Usage
 
 EVERY_KIND = Price.of(
@@ -76,6 +76,8 @@ def plain_sum(usage: Usage, price: Price) -> Fraction:
 @given(plain_usages | wild_usages, prices | st.builds(Price.of, input=st.integers(0, 99), output=st.integers(0, 99)))
 def test_the_straight_line_leads_where_the_long_way_does(usage: Usage, price: Price) -> None:
     assert cost_nano_usd(usage, price) == _cost_of_any(usage, price)
+    plain = Usage(abs(usage.input_tokens), abs(usage.output_tokens))
+    assert plain_cost_nano_usd(plain.input_tokens, plain.output_tokens, price) == _cost_of_any(plain, price)
 
 
 @pytest.mark.parametrize(

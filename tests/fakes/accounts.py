@@ -60,7 +60,9 @@ class MemoryEntry:
 
 def account(*, price: Price | None = None, sent: bool = True, entry: MemoryEntry | None = None) -> Account:
     """An account with a prompt of 7 tokens and room for 100."""
-    made = Account(entry or MemoryEntry(), prompt_tokens=7, reserved=RESERVED, price=price, encoding="o200k_base")
+    made = Account(
+        entry or MemoryEntry(), prompt_tokens=7, most_tokens=100, price=price, served=None, encoding="o200k_base"
+    )
     made.is_sent = sent
     return made
 
