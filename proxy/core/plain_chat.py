@@ -5,6 +5,8 @@ Most chats are of this shape, and are read a dozen times as fast as by looking f
 
 from __future__ import annotations
 
+from itertools import chain
+from operator import attrgetter
 from typing import Annotated, Final
 
 import msgspec
@@ -40,12 +42,10 @@ class PlainChat(msgspec.Struct, gc=False):
 
     def texts(self) -> list[str]:
         """What the model is shown."""
-        texts: list[str] = []
-        for message in self.messages:
-            texts += (message.role, message.content)
-        return texts
+        return [*chain.from_iterable(map(_SAID, self.messages))]
 
 
+_SAID: Final = attrgetter("role", "content")
 _DECODER: Final = msgspec.json.Decoder(PlainChat)
 
 

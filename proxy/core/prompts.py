@@ -73,18 +73,16 @@ def estimate(body: bytes, endpoint: str, encoding: str, counter: TokenCounter) -
     A chat takes 5 µs and 64 KiB of prose 0.4 ms, but 64 KiB of random letters 4 ms and of empty messages 26 ms, and
     `MAX_COUNTED_CHARS` bound all of it: call it in a thread for all but small bodies.
     """
+    if endpoint == "chat/completions" and len(body) <= MAX_STRUCTURE and (chat := read_plain_chat(body)) is not None:
+        return _estimate_plain(chat, encoding, counter)
     measure = _MEASURES.get(endpoint)
-    if measure is None:
-        return Estimate(0, None)
-    if measure is _chat and len(body) <= MAX_STRUCTURE and (plain := read_plain_chat(body)) is not None:
-        return _estimate_plain(plain, encoding, counter)
-    return _estimate_any(body, measure, encoding, counter)
+    return Estimate(0, None) if measure is None else _estimate_any(body, measure, encoding, counter)
 
 
 def _estimate_plain(chat: PlainChat, encoding: str, counter: TokenCounter) -> Estimate:
     """As `_estimate_any` would; a body this short has less text than `MAX_COUNTED_CHARS`."""
     tokens = _PER_REPLY + _PER_MESSAGE * len(chat.messages) + counter.count(chat.texts(), encoding)
-    answers = min(chat.n or 1, MAX_ANSWERS)
+    answers = min(chat.n, MAX_ANSWERS) if chat.n else 1
     if chat.max_tokens is None and chat.max_completion_tokens is None:
         return Estimate(tokens, None, answers)
     each = max(chat.max_tokens or 0, chat.max_completion_tokens or 0)

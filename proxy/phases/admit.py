@@ -85,7 +85,9 @@ async def admit(exchange: Exchange, principal: Principal, max_request_bytes: int
     if treatment is Treatment.STATEFUL:
         return Admission(principal, None, streamed=False, body=b"", rest=_pieces(exchange))
     if treatment is Treatment.METERED:
-        body, inflated = await _read_plain(exchange, max_request_bytes)
+        body, inflated = exchange.body.take_whole(), False
+        if body is None or len(body) > max_request_bytes or exchange.first.get(b"content-encoding"):
+            body, inflated = await _read_plain(exchange, body, max_request_bytes)
         request = read_metered(body) if len(body) <= _LONG_BYTES else await asyncio.to_thread(read_metered, body)
         admission = Admission(
             principal,
@@ -147,7 +149,7 @@ async def _admit_inference(exchange: Exchange, principal: Principal, max_request
         raise errors.ProxyError(
             errors.BAD_REQUEST, "The request's Content-Type must be application/json or multipart/form-data."
         )
-    body, inflated = await _read_plain(exchange, max_request_bytes)
+    body, inflated = await _read_plain(exchange, exchange.body.take_whole(), max_request_bytes)
     if not body and not media_type:
         return Admission(principal, None, streamed=False, body=body, inflated=inflated)
     model, model_span = await _beside(len(body), read_model, body)
@@ -187,9 +189,8 @@ async def _watched_pieces(exchange: Exchange, finder: ModelFinder) -> AsyncItera
         yield piece
 
 
-async def _read_plain(exchange: Exchange, max_request_bytes: int) -> tuple[bytes, bool]:
-    """The whole body with a `Content-Encoding` undone, and whether there was one."""
-    raw = exchange.body.take_whole()
+async def _read_plain(exchange: Exchange, raw: bytes | None, max_request_bytes: int) -> tuple[bytes, bool]:
+    """The whole body with a `Content-Encoding` undone, and whether there was one; `raw` is what was there at once."""
     if raw is None:
         raw = await _read_whole(exchange, max_request_bytes)
     elif len(raw) > max_request_bytes:

@@ -176,9 +176,8 @@ def _seconds(time_ms: int | None) -> float | None:
     return None if time_ms is None else time_ms / 1000
 
 
-def secret_of(credential: tuple[bytes, bytes]) -> bytes:
+def secret_of(name: bytes, value: bytes) -> bytes:
     """The secret in a credential header: what follows `Bearer` in an Authorization, else the value."""
-    name, value = credential
     if name.lower() != b"authorization":
         return value.strip()
     scheme, _, secret = value.strip().partition(b" ")
@@ -195,7 +194,7 @@ def authenticate(first: Mapping[bytes, bytes], keyring: Keyring, now_s: float) -
     told = _MISSING
     for name in (b"authorization", b"api-key"):
         value = first.get(name)
-        if value is not None and (secret := secret_of((name, value))):
+        if value is not None and (secret := secret_of(name, value)):
             principal = keyring.holder(secret, now_s)
             if principal is not None:
                 return principal

@@ -188,7 +188,7 @@ def _received(exchange: Exchange, admission: Admission, upstream: Upstream) -> R
     if upstream.auth == "passthrough":
         # where there are two credentials, one is for Sluice alone, the other for the upstream
         credentials = [pair for pair in received if pair[0].lower() in CREDENTIAL_HEADERS]
-        ours = [pair for pair in credentials if digest_of(secret_of(pair)) == admission.principal.digest]
+        ours = [pair for pair in credentials if digest_of(secret_of(*pair)) == admission.principal.digest]
         if len(ours) < len(credentials):
             received = [pair for pair in received if pair not in ours]
     return received

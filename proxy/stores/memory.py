@@ -34,7 +34,7 @@ class MemoryQuotaStore:
         self._recall = recall
         self._recalling: dict[str, asyncio.Future[bool]] = {}  # whether the ledger answered
         self._states: dict[str, KeyState] = {}
-        self._turn: deque[str] = deque()  # the same keys, in the order in which they are looked at
+        self._turn: deque[tuple[str, KeyState]] = deque()  # the same, in the order in which they are looked at
 
     def __len__(self) -> int:
         return len(self._states)
@@ -56,7 +56,11 @@ class MemoryQuotaStore:
         if isinstance(answer, Granted):
             if key_id not in self._states:
                 self._add(key_id, state)
-            self._look_at_next(now_ms)
+            turn = self._turn
+            if turn[0][1].look_ms > now_ms:
+                turn.rotate(-1)
+            else:
+                self._look_at_next(now_ms)
         return answer
 
     async def settle(self, reservation: Reservation, used: Demand) -> None:
@@ -118,17 +122,15 @@ class MemoryQuotaStore:
 
     def _add(self, key_id: str, state: KeyState) -> KeyState:
         self._states[key_id] = state
-        self._turn.append(key_id)
+        self._turn.append((key_id, state))
         return state
 
     def _look_at_next(self, now_ms: int) -> None:
         """Forget the key whose turn it is if nothing of it counts any more."""
-        key_id = self._turn.popleft()
-        state = self._states[key_id]
-        if state.look_ms <= now_ms:
-            state.look_ms = quota_state.prune(state, now_ms)
+        key_id, state = self._turn.popleft()
+        state.look_ms = quota_state.prune(state, now_ms)
         if state.look_ms:
-            self._turn.append(key_id)
+            self._turn.append((key_id, state))
         else:
             del self._states[key_id]
 

@@ -130,17 +130,18 @@ class _Stands(Collector):
 
     def admitted(self, key: str, stands: Stands) -> None:
         """Show where the limits of a key stand, its newest reservation included."""
-        windows = stands.laid.limits.windows
-        if not windows:
+        limits = stands.laid.limits
+        if not limits.windows:
             return
         seen = _Seen(stands, self._clock(), [])
-        before = self._keys.pop(key, ())
-        if not before or (len(before) == 1 and before[0].stands.laid.limits.windows == windows):
-            self._keys[key] = (seen,)
+        keys = self._keys
+        before = keys.pop(key, None)
+        if before is None or (len(before) == 1 and before[0].stands.laid.limits is limits):
+            keys[key] = (seen,)
         else:
-            self._keys[key] = (seen, *_besides(seen, before))
-        if len(self._keys) > MAX_STANDS:
-            del self._keys[next(iter(self._keys))]
+            keys[key] = (seen, *_besides(seen, before))
+        if len(keys) > MAX_STANDS:
+            del keys[next(iter(keys))]
 
     def settled(self, key: str, stands: Stands, reserved: Demand, used: Demand) -> None:
         """Show what was used in place of what was reserved, in the windows that `stands` are of."""
