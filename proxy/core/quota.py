@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 import functools
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import msgspec
@@ -30,6 +31,11 @@ class Kind(enum.Enum):
 
 
 _PLACES: Final = {kind: at for at, kind in enumerate(Kind)}
+_AMOUNTS: Final = {
+    Kind.REQUESTS: attrgetter("requests"),
+    Kind.TOKENS: attrgetter("tokens"),
+    Kind.SPEND: attrgetter("micro_usd"),
+}
 
 
 class Calendar(enum.Enum):
@@ -72,7 +78,7 @@ class Limits:
         object.__setattr__(self, "places", tuple([_PLACES[limit.kind] for limit in self.windows]))
 
 
-class Demand(NamedTuple):
+class Demand(msgspec.Struct, frozen=True, gc=False):
     """What an exchange reserves, or used. A store takes what is beyond `MAX_AMOUNT` for `MAX_AMOUNT`."""
 
     requests: int = 0
@@ -141,12 +147,13 @@ def counter_name(limit: Limit) -> str:
 
 def bounded(demand: Demand) -> Demand:
     """The demand as stores count it: nothing below zero, nothing beyond `MAX_AMOUNT`."""
-    requests, tokens, micro_usd = demand
+    requests, tokens, micro_usd = demand.requests, demand.tokens, demand.micro_usd
     if 0 <= requests <= MAX_AMOUNT and 0 <= tokens <= MAX_AMOUNT and 0 <= micro_usd <= MAX_AMOUNT:
         return demand
-    return Demand(*(min(max(amount, 0), MAX_AMOUNT) for amount in demand))
+    return Demand(*(min(max(amount, 0), MAX_AMOUNT) for amount in (requests, tokens, micro_usd)))
 
 
 def amount_of(demand: Demand, kind: Kind) -> int:
     """How much of `kind` there is in a demand."""
-    return demand[_PLACES[kind]]
+    amount: int = _AMOUNTS[kind](demand)
+    return amount

@@ -56,7 +56,7 @@ def reserve(  # noqa: PLR0917 - the arguments of `QuotaStore.reserve`, between w
     state: KeyState, reservation_id: str, key_id: str, limits: Limits, demand: Demand, now_ms: int
 ) -> Granted | Refused:
     """Charge `demand` to every window and take a slot, or leave everything as it was."""
-    requests, tokens, micro_usd = demand = bounded(demand)
+    demand = bounded(demand)
     sheet = state.sheet
     if sheet is None or sheet.laid.limits is not limits or not sheet.from_ms <= now_ms < sheet.turns_ms:
         sheet = _sheet(state, limits, now_ms)
@@ -65,9 +65,9 @@ def reserve(  # noqa: PLR0917 - the arguments of `QuotaStore.reserve`, between w
         return refused(limits, demand, sheet.laid.counted(sheet.charged), now_ms)
     charged_requests, charged_tokens, charged_micro_usd = sheet.charged
     most_requests, most_tokens, most_micro_usd = sheet.most
-    requests += charged_requests
-    tokens += charged_tokens
-    micro_usd += charged_micro_usd
+    requests = charged_requests + demand.requests
+    tokens = charged_tokens + demand.tokens
+    micro_usd = charged_micro_usd + demand.micro_usd
     if requests > most_requests or tokens > most_tokens or micro_usd > most_micro_usd:
         if sheet.from_ms == now_ms:
             return refused(limits, demand, sheet.laid.counted(sheet.charged), now_ms)
@@ -138,15 +138,14 @@ def settle(state: KeyState, reservation: Reservation, in_the_end: Demand) -> boo
         state.released.remove(reservation.id)
     else:
         return False
-    in_the_end = bounded(in_the_end)
+    in_the_end, reserved = bounded(in_the_end), reservation.demand
     sheet = state.sheet
     if sheet is not None and sheet.buckets == reservation.buckets and sheet.laid.limits is reservation.limits:
         requests, tokens, micro_usd = sheet.charged
         most_requests, most_tokens, most_micro_usd = sheet.most
-        reserved_requests, reserved_tokens, reserved_micro_usd = reservation.demand
-        requests += in_the_end.requests - reserved_requests
-        tokens += in_the_end.tokens - reserved_tokens
-        micro_usd += in_the_end.micro_usd - reserved_micro_usd
+        requests += in_the_end.requests - reserved.requests
+        tokens += in_the_end.tokens - reserved.tokens
+        micro_usd += in_the_end.micro_usd - reserved.micro_usd
         if requests <= most_requests and tokens <= most_tokens and micro_usd <= most_micro_usd:
             sheet.charged = requests, tokens, micro_usd
             return True
@@ -161,10 +160,11 @@ def _settle_by_name(state: KeyState, reservation: Reservation, in_the_end: Deman
     """
     _lift(state)
     limits = reservation.limits
-    for name, at, bucket in zip(limits.names, limits.places, reservation.buckets, strict=True):
+    for name, limit, bucket in zip(limits.names, limits.windows, reservation.buckets, strict=True):
         counter = state.counters.get(name)
         if counter is not None:
-            charge(counter, bucket, in_the_end[at] - reservation.demand[at])
+            change = amount_of(in_the_end, limit.kind) - amount_of(reservation.demand, limit.kind)
+            charge(counter, bucket, change)
 
 
 def release(state: KeyState, reservation_id: str) -> None:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from msgspec.structs import replace
+
 from proxy.core.errors import STORE_UNAVAILABLE, ProxyError
 from proxy.core.pricing import plain_cost_nano_usd
 from proxy.core.quota import Kind, Limits, Refused
@@ -51,7 +53,7 @@ class Allowance:
             return
         tokens = output_tokens - self.tokens + _STEP_TOKENS
         cost = 0 if self._price is None else plain_cost_nano_usd(0, tokens, self._price)
-        demand = demand_of(tokens, cost)._replace(requests=0)
+        demand = replace(demand_of(tokens, cost), requests=0)
         self.tokens = output_tokens + _STEP_TOKENS
         id_ = f"{self._reservation.id}+{len(self._more) + 1}"
         try:

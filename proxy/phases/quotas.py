@@ -103,7 +103,8 @@ class Quotas:
         del self._held[reservation.id]
         self._metrics.settled(reservation.key_id, granted.stands, reservation.demand, used)
         if self._store.settle_now(reservation, used):
-            self._settled(reservation.key_id, then)
+            if self._waiting or then is not None:
+                self._settled(reservation.key_id, then)
         else:
             done = functools.partial(self._settled, reservation.key_id, then)
             self._later(self._store.settle(reservation, used), done)
@@ -117,8 +118,7 @@ class Quotas:
             self._later(self._store.release(reservation), functools.partial(self._freed, reservation.key_id))
 
     def _settled(self, key_id: str, then: Callable[[], None] | None) -> None:
-        if self._waiting:
-            self._freed(key_id)
+        self._freed(key_id)
         if then is not None:
             then()
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 import sqlalchemy as sa
 
 from proxy.core.patterns import PatternTable
-from proxy.core.quota import Demand
+from proxy.core.quota import Demand, Kind, amount_of
 from proxy.stores.database import reading
 from proxy.stores.tables import EXCHANGES
 
@@ -50,4 +50,4 @@ def _of(limit: Limit, used: list[tuple[str, Demand]]) -> Demand:
     """The sum over the models that the limit is for."""
     table = PatternTable([limit.model] if limit.model else ["*"])
     counted = [demand for model, demand in used if not limit.model or table.match(model) is not None]
-    return Demand(*(sum(amounts) for amounts in zip(*counted, strict=True))) if counted else Demand()
+    return Demand(*(sum(amount_of(demand, kind) for demand in counted) for kind in Kind))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -34,5 +35,6 @@ def test_members_stay_single_where_they_are_copied_so_their_identity_may_be_hash
 
 @given(st.builds(Demand, *[st.integers() | st.sampled_from([0, MAX_AMOUNT, MAX_AMOUNT + 1, -1])] * 3))
 def test_demands_are_cut_to_what_can_be_counted(demand: Demand) -> None:
-    for kind, given_amount in zip(Kind, demand, strict=True):
+    for kind, given_amount in zip(Kind, msgspec.structs.astuple(demand), strict=True):
+        assert amount_of(demand, kind) == given_amount
         assert amount_of(bounded(demand), kind) == sorted((0, given_amount, MAX_AMOUNT))[1]
