@@ -10,6 +10,7 @@ import enum
 import random
 import time
 from dataclasses import dataclass
+from operator import sub
 from typing import TYPE_CHECKING, Protocol
 
 import msgspec
@@ -63,19 +64,21 @@ class Phase(enum.StrEnum):
 class Timeline:
     """When the phases began, on the monotonic clock. A phase may be entered again."""
 
-    __slots__ = ("_entered", "arrived_s", "phase")
+    __slots__ = ("_entered", "arrived_s")
 
     def __init__(self) -> None:
-        self.phase = Phase.AUTHENTICATE
         now_ns = time.perf_counter_ns()
         self.arrived_s = now_ns / 1_000_000_000  # the request's head was there
-        self._entered = [(self.phase, now_ns)]
+        self._entered = [(Phase.AUTHENTICATE, now_ns)]
+
+    @property
+    def phase(self) -> Phase:
+        """The one under way."""
+        return self._entered[-1][0]
 
     def enter(self, phase: Phase) -> None:
-        """Note that `phase` begins now; nothing if it is under way."""
-        if phase is not self.phase:
-            self.phase = phase
-            self._entered.append((phase, time.perf_counter_ns()))
+        """Note that `phase` begins now, or goes on if it is under way."""
+        self._entered.append((phase, time.perf_counter_ns()))
 
     def passed(self) -> tuple[dict[Phase, float], float | None]:
         """How long each phase took that has ended, and the overhead, in seconds.
@@ -83,16 +86,19 @@ class Timeline:
         The phases are in the order in which they were first entered, to the microsecond, and none is rounded up. The
         overhead is the time in Sluice before the request first went upstream, the queue aside; None if it never did.
         """
-        spent_ns: dict[Phase, int] = {}
-        overhead_s: float | None = None
-        phase, since_ns = self._entered[0]
-        arrived_ns, forward = since_ns, Phase.FORWARD
-        for entered, began_ns in self._entered[1:]:
-            spent_ns[phase] = spent_ns.get(phase, 0) + began_ns - since_ns
-            if entered is forward and overhead_s is None:
-                overhead_s = (began_ns - arrived_ns - spent_ns.get(Phase.QUEUE, 0)) / 1_000_000_000
-            phase, since_ns = entered, began_ns
-        return {phase: total_ns // 1000 / 1_000_000 for phase, total_ns in spent_ns.items()}, overhead_s
+        phases, stamps_ns = zip(*self._entered, strict=True)
+        stays = tuple(zip(phases, map(sub, stamps_ns[1:], stamps_ns), strict=False))
+        spent_s = {phase: stay_ns // 1000 / 1_000_000 for phase, stay_ns in stays}
+        if len(spent_s) < len(stays):  # some were entered again
+            sums_ns = {phase: sum(stay_ns for other, stay_ns in stays if other is phase) for phase in spent_s}
+            spent_s = {phase: sum_ns // 1000 / 1_000_000 for phase, sum_ns in sums_ns.items()}
+        if Phase.FORWARD not in phases:
+            return spent_s, None
+        before = phases.index(Phase.FORWARD)
+        overhead_ns = stamps_ns[before] - stamps_ns[0]
+        if Phase.QUEUE in spent_s:
+            overhead_ns -= sum(stay_ns for phase, stay_ns in stays[:before] if phase is Phase.QUEUE)
+        return spent_s, overhead_ns / 1_000_000_000
 
 
 class RequestBody(Protocol):

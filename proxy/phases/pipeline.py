@@ -50,7 +50,6 @@ if TYPE_CHECKING:
     from proxy.phases.models import Catalogue
     from proxy.phases.record import Findings
     from proxy.phases.route import Router
-    from proxy.phases.upstreams import Upstream
     from proxy.tasks import BackgroundTasks
     from proxy.telemetry.metrics import Metrics
 
@@ -109,7 +108,7 @@ class Pipeline:
             try:
                 if refusal is not None or (refusal := self._live.refusal) is not None:
                     raise refusal
-                await self._phases(exchange, live)
+                await self._serve(exchange, live)
             except errors.ProxyError as error:
                 await self._tell(exchange, live, error)
             except asyncio.CancelledError:
@@ -171,33 +170,40 @@ class Pipeline:
 
     def _end(self, exchange: Exchange, findings: Findings) -> None:
         """Complete the row, write the line, and let go of the exchange."""
+        account, settlement = findings.account, findings.settlement
         ending = ending_of(exchange, findings)
-        if findings.account is not None and findings.settlement is not None:
-            enter(
-                findings.account,
-                findings.settlement,
-                ended_ms=self._accounting.now_ms(),
-                status=ending.status,
-                outcome=ending.outcome,
-                first_byte_s=ending.first_byte_s,
-            )
-            self._accounting.close(findings.account, findings.settlement)
+        if account is not None and settlement is not None:
+            enter(account, settlement, ending, self._accounting.now_ms())
+            self._accounting.close(account, settlement)
         self._live.remove(exchange)
         exchange.timeline.enter(Phase.DONE)
-        record(exchange, findings, ending, self._metrics, self._log)
+        record(ending, self._metrics, self._log)
         if ending.error is not None:
             errors.without_frames(ending.error)
 
-    async def _phases(self, exchange: Exchange, live: Live) -> None:
-        findings = live.findings
+    async def _serve(self, exchange: Exchange, live: Live) -> None:
+        """Through the phases, as long as all goes well. Nobody holds the request's body once there is an answer."""
+        findings, timeline = live.findings, exchange.timeline
         principal = findings.principal = self._authenticator.principal(exchange, self._clock())
         if exchange.endpoint.treatment is Treatment.MODELS:
             await self._answer_models(exchange, live, principal)
-            findings.answered = 200
             return
-        answer, upstream, along = await self._answer(exchange, live, principal)
+        timeline.enter(Phase.ADMIT)
+        admission = findings.admission = await admit(exchange, principal, self._limits.max_request_bytes)
+        timeline.enter(Phase.ROUTE)
+        target = findings.target = find(exchange, admission, self._router)
+        account = findings.account = await self._accounting.open(exchange, admission, target)
+        sending, answer = await self._attempts.answer(exchange, admission, target, account, timeline.enter)
+        self._accounting.answered_by(account, admission, sending)
+        findings.answer, findings.hop = answer, sending.hop
+        admission = findings.admission = admission.without_body()
+        upstream, hide = sending.route.upstream, UsageHider().hide if sending.asks_usage else None
+        del sending
+        observer = Observer(reader_for(exchange, answer), self._accounting.counting, account.encoding)
+        findings.observer = observer
+        along = Accompaniment(observer, findings.gaps, account.headers, account.entry.durable, hide, account.allowance)
         live.watchdog = answer.watchdog
-        exchange.timeline.enter(Phase.RELAY)
+        timeline.enter(Phase.RELAY)
         try:
             relayed = await relay(exchange, answer, upstream, along, self._limits.keepalive_s)
             if answer.watchdog.fired == "write_stall":
@@ -206,41 +212,27 @@ class Pipeline:
             if relayed.told_error:
                 answer.failed()
             if relayed.failure is not None:
-                answer.broke(relayed.failure)
-                by_us = live.interruption is not None and relayed.failure is live.interruption
-                findings.aborted_by = cutter_of(relayed.failure) if by_us else answer.watchdog.fired
-                if along.allowance is not None and along.allowance.has_ended_it:
-                    findings.aborted_by = "quota"
+                self._broke(live, answer, relayed.failure)
         finally:
-            if along.observer.rest is None:
+            if observer.rest is None:
                 answer.close()
             pauses, seconds = exchange.downstream.backpressure
             if pauses:
                 self._metrics.backpressure(upstream.name, pauses, seconds)
 
-    async def _answer(
-        self, exchange: Exchange, live: Live, principal: Principal
-    ) -> tuple[Answer, Upstream, Accompaniment]:
-        """From the request to an answer. When it returns nobody holds the request's body any more."""
+    def _broke(self, live: Live, answer: Answer, failure: errors.ProxyError) -> None:
+        """The answer broke off in the middle: tell its upstream, and note who cut it."""
+        answer.broke(failure)
         findings = live.findings
-        exchange.timeline.enter(Phase.ADMIT)
-        admission = findings.admission = await admit(exchange, principal, self._limits.max_request_bytes)
-        exchange.timeline.enter(Phase.ROUTE)
-        target = findings.target = find(exchange, admission, self._router)
-        account = findings.account = await self._accounting.open(exchange, admission, target)
-        sending, answer = await self._attempts.answer(exchange, admission, target, account, exchange.timeline.enter)
-        self._accounting.answered_by(account, admission, sending)
-        findings.answer, findings.hop = answer, sending.hop
-        findings.admission = admission.without_body()
-        reader = reader_for(exchange, answer)
-        observer = findings.observer = Observer(reader, self._accounting.counting, account.encoding)
-        hide = UsageHider().hide if sending.asks_usage else None
-        along = Accompaniment(observer, findings.gaps, account.headers, account.entry.durable, hide, account.allowance)
-        return answer, sending.upstream, along
+        findings.aborted_by = cutter_of(failure) if failure is live.interruption else answer.watchdog.fired
+        account = findings.account
+        if account is not None and account.allowance is not None and account.allowance.has_ended_it:
+            findings.aborted_by = "quota"
 
     async def _answer_models(self, exchange: Exchange, live: Live, principal: Principal) -> None:
         body = await self._catalogue.answer(exchange, principal)
         await self._respond(exchange, live, 200, [], body)
+        live.findings.answered = 200
 
     async def _tell(self, exchange: Exchange, live: Live, error: errors.ProxyError) -> None:
         """Answer with `error`, or, when the head is out, end the connection so that nothing looks whole."""

@@ -67,6 +67,8 @@ class Findings(msgspec.Struct):
 class Ending(msgspec.Struct, frozen=True):
     """What an exchange came to. `first_byte_s` counts from the request's arrival."""
 
+    exchange: Exchange
+    findings: Findings
     status: int
     outcome: str
     error: errors.ProxyError | None
@@ -76,98 +78,78 @@ class Ending(msgspec.Struct, frozen=True):
 
 
 def ending_of(exchange: Exchange, findings: Findings) -> Ending:
-    """What the exchange came to by what is found so far."""
+    """What the exchange came to by what is found so far.
+
+    `status` is the one that the client got; 499 for one that left (as nginx logs it), though it may have seen a 200.
+    `outcome` is one word: ok, upstream_error, or that of the error. `told_error`: the upstream told of an error in an
+    answer whose status says that all is well.
+    """
+    error, answer, relayed, observer = findings.error, findings.answer, findings.relayed, findings.observer
+    told_error = (relayed is not None and relayed.told_error) or (observer is not None and observer.is_error)
+    if error is not None:
+        status = error.kind.status
+    elif findings.answered is not None:
+        status = findings.answered
+    else:
+        status = answer.stream.head.status if answer is not None else 500
+    if error is None and relayed is not None:
+        error = relayed.failure
+    outcome = "ok"
+    if error is not None:
+        outcome = error.kind.outcome
+    elif told_error or status >= 400:
+        outcome = "upstream_error"
     first_byte_s = exchange.downstream.first_byte_s
     if first_byte_s is not None:
         first_byte_s -= exchange.timeline.arrived_s
-    status, told, error = status_of(findings), told_error(findings), _error_of(findings)
-    outcome = _outcome(status, error, told=told)
-    return Ending(status, outcome, error, told, findings.upstream, first_byte_s)
+    return Ending(exchange, findings, status, outcome, error, told_error, findings.upstream, first_byte_s)
 
 
-def status_of(findings: Findings) -> int:
-    """The status the client got; 499 for one that left (as nginx logs it), though it may have seen a 200."""
-    if findings.error is not None:
-        return findings.error.kind.status
-    if findings.answered is not None:
-        return findings.answered
-    return findings.answer.stream.head.status if findings.answer is not None else 500
-
-
-def outcome_of(findings: Findings) -> str:
-    """One word for how it ended: ok, upstream_error, or the outcome of the error."""
-    return _outcome(status_of(findings), _error_of(findings), told=told_error(findings))
-
-
-def _outcome(status: int, error: errors.ProxyError | None, *, told: bool) -> str:
-    if error is not None:
-        return error.kind.outcome
-    return "upstream_error" if told or status >= 400 else "ok"
-
-
-def told_error(findings: Findings) -> bool:
-    """The upstream told of an error in an answer whose status says that all is well."""
-    relayed, observer = findings.relayed, findings.observer
-    return (relayed is not None and relayed.told_error) or (observer is not None and observer.is_error)
-
-
-def _error_of(findings: Findings) -> errors.ProxyError | None:
-    return findings.error or (findings.relayed.failure if findings.relayed is not None else None)
-
-
-def record(
-    exchange: Exchange,
-    findings: Findings,
-    ending: Ending,
-    metrics: Metrics,
-    log: structlog.typing.FilteringBoundLogger,
-) -> None:
+def record(ending: Ending, metrics: Metrics, log: structlog.typing.FilteringBoundLogger) -> None:
     """Count the exchange and write its line."""
+    exchange, findings = ending.exchange, ending.findings
     duration_s = time.perf_counter() - exchange.timeline.arrived_s
     spent_s, overhead_s = exchange.timeline.passed()
-    _count(exchange, findings, ending, metrics, duration_s=duration_s, overhead_s=overhead_s)
-    fields = _fields(exchange, findings, ending, duration_s, spent_s)
+    _count(ending, metrics, duration_s, overhead_s)
     is_trouble = findings.fault is not None or (ending.outcome != "ok" and _is_trouble(ending))
-    log_clean(log, "warning" if is_trouble else "info", "exchange", fields)
+    log_clean(log, "warning" if is_trouble else "info", "exchange", _fields(ending, duration_s, spent_s))
     if exchange.trace is not None:
-        exchange.trace.end(exchange, findings)
+        exchange.trace.end(ending)
 
 
-def _count(
-    exchange: Exchange,
-    findings: Findings,
-    ending: Ending,
-    metrics: Metrics,
-    *,
-    duration_s: float,
-    overhead_s: float | None,
-) -> None:
-    principal, target, relayed, trace = findings.principal, findings.target, findings.relayed, exchange.trace
-    key = principal.key_id if principal is not None else ""
+def _count(ending: Ending, metrics: Metrics, duration_s: float, overhead_s: float | None) -> None:
+    exchange, findings = ending.exchange, ending.findings
+    principal, admission, target = findings.principal, findings.admission, findings.target
+    relayed, observer, settlement = findings.relayed, findings.observer, findings.settlement
+    trace = exchange.trace
     model = target.label if target is not None else ""
-    upstream = ending.upstream or ""
-    streamed = (findings.admission is not None and findings.admission.streamed) or (
-        relayed is not None and relayed.events > 0
-    )
     metrics.exchange_ended(
-        (key, model, exchange.endpoint.name, ending.outcome, ending.status, upstream, streamed),
+        (
+            principal.key_id if principal is not None else "",
+            model,
+            exchange.endpoint.name,
+            ending.outcome,
+            ending.status,
+            ending.upstream or "",
+            (admission is not None and admission.streamed) or (relayed is not None and relayed.events > 0),
+            settlement.grade if settlement is not None else "",
+        ),
         duration_s=duration_s,
         # an error of ours is no first byte of an upstream's
         time_to_first_byte_s=ending.first_byte_s if findings.answer is not None else None,
         overhead_s=overhead_s,
         trace_id=trace.id if trace is not None and trace.context.is_sampled else None,
+        usage=settlement.usage if settlement is not None else None,
+        cost_nano_usd=settlement.cost_nano_usd if settlement is not None else 0,
     )
+    if settlement is not None and not settlement.is_priced:
+        metrics.unpriced(model)
     if findings.gaps.total_s and target is not None:
-        metrics.inter_events.add(model, upstream, findings.gaps)
+        metrics.inter_events.add(model, ending.upstream or "", findings.gaps)
     if findings.aborted_by is not None and findings.ended_in is not None:
         metrics.aborted(findings.ended_in, findings.aborted_by)
-    if findings.settlement is not None and principal is not None and target is not None:
-        settlement = findings.settlement
-        metrics.settled(key, model, settlement.grade, settlement.usage, settlement.cost_nano_usd)
-        if not settlement.is_priced:
-            metrics.unpriced(model)
-    if findings.observer is not None and findings.observer.faults:
-        metrics.accounting_faults(findings.observer.faults)
+    if observer is not None and observer.faults:
+        metrics.accounting_faults(observer.faults)
 
 
 def _cause(error: BaseException) -> str:
@@ -182,14 +164,14 @@ def _cause(error: BaseException) -> str:
     return _cause(error.__cause__) if error.__cause__ is not None else type(error).__name__
 
 
-def _fields(
-    exchange: Exchange, findings: Findings, ending: Ending, duration_s: float, spent_s: dict[Phase, float]
-) -> dict[str, object]:
+def _fields(ending: Ending, duration_s: float, spent_s: dict[Phase, float]) -> dict[str, object]:
     """The canonical line: what is known of the exchange, and never a key, a prompt or an answer.
 
     It is clean (see `log_clean`): what others have written is cut to size here.
     """
+    exchange, findings = ending.exchange, ending.findings
     principal, admission, account, answer = findings.principal, findings.admission, findings.account, findings.answer
+    relayed, settlement = findings.relayed, findings.settlement
     fields: dict[str, object] = {
         "id": exchange.id,
         "key_id": principal.key_id if principal is not None else None,
@@ -214,10 +196,16 @@ def _fields(
         fields["upstream_status"] = stream.head.status
         fields["upstream_bytes"] = stream.received_bytes
         fields["reused"] = stream.reused
-    if findings.relayed is not None:
-        fields["events"] = findings.relayed.events
-    if findings.settlement is not None:
-        _add_charge(fields, findings.settlement)
+    if relayed is not None:
+        fields["events"] = relayed.events
+    if settlement is not None:
+        usage = settlement.usage
+        fields["grade"] = settlement.grade
+        fields["input_tokens"] = usage.input_tokens
+        fields["output_tokens"] = usage.output_tokens
+        if usage[2:] != _NO_DETAILS:
+            fields |= {name: value for name, value in zip(usage._fields[2:], usage[2:], strict=True) if value}
+        fields["cost_usd"] = settlement.cost_nano_usd / 1_000_000_000
     if account is not None and len(account.tries) > 1:
         fields["tries"] = [
             {"upstream": one.upstream, "result": one.result, "seconds": round(one.seconds, 6)} for one in account.tries
@@ -231,17 +219,6 @@ def _fields(
     if findings.fault is not None:
         fields["fault"] = findings.fault
     return fields
-
-
-def _add_charge(fields: dict[str, object], settlement: Settlement) -> None:
-    """What is charged, with the details that are not zero."""
-    usage = settlement.usage
-    fields["grade"] = settlement.grade
-    fields["input_tokens"] = usage.input_tokens
-    fields["output_tokens"] = usage.output_tokens
-    if usage[2:] != _NO_DETAILS:
-        fields |= {name: value for name, value in zip(usage._fields[2:], usage[2:], strict=True) if value}
-    fields["cost_usd"] = settlement.cost_nano_usd / 1_000_000_000
 
 
 def _add_blame(fields: dict[str, object], ending: Ending) -> None:

@@ -19,7 +19,7 @@ from proxy.stores.base import Settled
 if TYPE_CHECKING:
     from proxy.phases.account import Account
     from proxy.phases.observe import Observer
-    from proxy.phases.record import Findings
+    from proxy.phases.record import Ending, Findings
 
 _NOTHING_USED: Final = Observation(Grade.EXACT)
 UNKNOWN: Final = Observation(Grade.UNKNOWN)
@@ -85,9 +85,21 @@ def settle(account: Account, observation: Observation) -> Settlement:
 
     A try that another outran had its prompt read, of which nobody tells: it is counted, and so is the sum.
     """
-    settlement = _settle_answer(account, observation)
-    if not account.lost:
-        return settlement
+    grade, usage = observation
+    price = account.price
+    is_unknown = grade is Grade.UNKNOWN
+    if is_unknown:
+        usage = account.reserved
+    if price is None or (is_unknown and usage == Usage()):
+        # sound and pictures reserve nothing: nobody knows what they cost where no usage is said
+        settlement = Settlement(grade, usage, 0, is_priced=observation == _NOTHING_USED)
+    else:
+        settlement = Settlement(grade, usage, cost_nano_usd(usage, price), is_priced=True)
+    return _with_lost(account, settlement) if account.lost else settlement
+
+
+def _with_lost(account: Account, settlement: Settlement) -> Settlement:
+    """What is charged besides for the tries that another outran."""
     lost_tokens = account.prompt_tokens * len(account.lost)
     return Settlement(
         Grade.COUNTED if settlement.grade is Grade.EXACT else settlement.grade,
@@ -97,26 +109,14 @@ def settle(account: Account, observation: Observation) -> Settlement:
     )
 
 
-def _settle_answer(account: Account, observation: Observation) -> Settlement:
-    grade, usage = observation
-    is_unknown = grade is Grade.UNKNOWN
-    if is_unknown:
-        usage = account.reserved
-    if account.price is None or (is_unknown and usage == Usage()):
-        # sound and pictures reserve nothing: nobody knows what they cost where no usage is said
-        return Settlement(grade, usage, 0, is_priced=observation == _NOTHING_USED)
-    return Settlement(grade, usage, cost_nano_usd(usage, account.price), is_priced=True)
-
-
-def enter(
-    account: Account, settlement: Settlement, *, ended_ms: int, status: int, outcome: str, first_byte_s: float | None
-) -> None:
-    """Complete the exchange's row; `first_byte_s` counts from the request's arrival."""
+def enter(account: Account, settlement: Settlement, ending: Ending, ended_ms: int) -> None:
+    """Complete the exchange's row; `ended_ms` is UNIX time in milliseconds."""
+    first_byte_s = ending.first_byte_s
     account.entry.settle(
         Settled(
             ended_ms=ended_ms,
-            status=status,
-            outcome=outcome,
+            status=ending.status,
+            outcome=ending.outcome,
             grade=settlement.grade,
             usage=settlement.usage,
             cost_nano_usd=settlement.cost_nano_usd,

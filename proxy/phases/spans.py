@@ -12,12 +12,10 @@ from typing import TYPE_CHECKING, Final
 from proxy.core import errors
 from proxy.core.tracing import Span
 from proxy.core.usage import Grade
-from proxy.phases.record import outcome_of, status_of, told_error
 
 if TYPE_CHECKING:
     from proxy.core.tracing import Moment
-    from proxy.phases.exchange import Exchange
-    from proxy.phases.record import Findings
+    from proxy.phases.record import Ending
     from proxy.phases.tracing import Hop, Trace
 
 _Attributes = dict[str, str | int]
@@ -50,9 +48,10 @@ _PROVIDERS: Final = (
 )
 
 
-def spans_of(trace: Trace, exchange: Exchange, findings: Findings, scheme: str, end: Moment) -> list[Span]:
+def spans_of(trace: Trace, ending: Ending, scheme: str, end: Moment) -> list[Span]:
     """The spans of an exchange, its own first. `scheme` is that of its URL; `end` is by `time.perf_counter`."""
-    name, attributes = _served(exchange, findings, scheme)
+    exchange = ending.exchange
+    name, attributes = _served(ending, scheme)
     first_s = exchange.downstream.first_byte_s
     own = Span(
         name,
@@ -63,19 +62,19 @@ def spans_of(trace: Trace, exchange: Exchange, findings: Findings, scheme: str, 
         end_ns=end.unix_ns,
         attributes=attributes,
         first_byte_ns=None if first_s is None else end.unix_ns_of(first_s),
-        is_error=_is_failure(findings),
+        is_error=_is_failure(ending),
     )
-    return [own, *(_hop_span(trace, exchange, findings, hop, end) for hop in trace.hops)]
+    return [own, *(_hop_span(trace, ending, hop, end) for hop in trace.hops)]
 
 
-def _hop_span(trace: Trace, exchange: Exchange, findings: Findings, hop: Hop, end: Moment) -> Span:
+def _hop_span(trace: Trace, ending: Ending, hop: Hop, end: Moment) -> Span:
     """The span of one request to an upstream; that of the answer which went to the client ends with the exchange."""
-    attributes = _asked(exchange, findings, hop, trace.hops.index(hop))
+    attributes = _asked(ending, hop, trace.hops.index(hop))
     is_error = hop.is_error or (hop.status or 0) >= 400
     end_ns = head_ns = end.unix_ns if hop.ended_s is None else end.unix_ns_of(hop.ended_s)
-    if hop is findings.hop:
-        attributes |= _relayed(findings, hop)
-        is_error = is_error or _has_broken(findings)
+    if hop is ending.findings.hop:
+        attributes |= _relayed(ending, hop)
+        is_error = is_error or _has_broken(ending)
         end_ns = end.unix_ns
     return Span(
         _name(attributes),
@@ -90,8 +89,9 @@ def _hop_span(trace: Trace, exchange: Exchange, findings: Findings, hop: Hop, en
     )
 
 
-def _served(exchange: Exchange, findings: Findings, scheme: str) -> tuple[str, _Attributes]:
+def _served(ending: Ending, scheme: str) -> tuple[str, _Attributes]:
     """The name and the attributes of the server's span. The path is that of the route table, not the client's."""
+    exchange, findings = ending.exchange, ending.findings
     path = f"/v1/{exchange.endpoint.name}"
     known = exchange.method in _METHODS
     attributes: _Attributes = {
@@ -99,7 +99,7 @@ def _served(exchange: Exchange, findings: Findings, scheme: str) -> tuple[str, _
         "http.route": path,
         "url.path": path,
         "url.scheme": scheme,
-        "http.response.status_code": status_of(findings),
+        "http.response.status_code": ending.status,
         "sluice.id": exchange.id,
     }
     if findings.principal is not None:
@@ -110,14 +110,14 @@ def _served(exchange: Exchange, findings: Findings, scheme: str) -> tuple[str, _
         attributes["sluice.phase"] = findings.ended_in.value
     if findings.aborted_by is not None:
         attributes["sluice.aborted_by"] = findings.aborted_by
-    outcome = outcome_of(findings)
-    if outcome != "ok":
-        attributes["error.type"] = outcome
+    if ending.outcome != "ok":
+        attributes["error.type"] = ending.outcome
     return f"{exchange.method if known else 'HTTP'} {path}", attributes
 
 
-def _asked(exchange: Exchange, findings: Findings, hop: Hop, number: int) -> _Attributes:
+def _asked(ending: Ending, hop: Hop, number: int) -> _Attributes:
     """What is known of every request to an upstream."""
+    exchange, admission = ending.exchange, ending.findings.admission
     upstream = hop.upstream
     origin = upstream.pool.origin
     endpoint = exchange.endpoint.name
@@ -131,7 +131,7 @@ def _asked(exchange: Exchange, findings: Findings, hop: Hop, number: int) -> _At
     }
     if hop.served is not None:
         attributes["gen_ai.request.model"] = hop.served[:_LONGEST_MODEL]
-    if findings.admission is not None and findings.admission.streamed:
+    if admission is not None and admission.streamed:
         attributes["gen_ai.request.stream"] = True
     if number:
         attributes["http.request.resend_count"] = number
@@ -144,13 +144,12 @@ def _asked(exchange: Exchange, findings: Findings, hop: Hop, number: int) -> _At
     return attributes
 
 
-def _relayed(findings: Findings, hop: Hop) -> _Attributes:
+def _relayed(ending: Ending, hop: Hop) -> _Attributes:
     """What is known besides of the request whose answer went to the client."""
     found: _Attributes = {}
-    outcome = outcome_of(findings)
-    if outcome != "ok" and (hop.status or 0) < 400:
-        found["error.type"] = outcome
-    account, settlement = findings.account, findings.settlement
+    if ending.outcome != "ok" and (hop.status or 0) < 400:
+        found["error.type"] = ending.outcome
+    account, settlement = ending.findings.account, ending.findings.settlement
     if account is None or settlement is None or settlement.grade is Grade.UNKNOWN or not any(settlement.usage):
         return found
     usage = settlement.usage
@@ -177,14 +176,15 @@ def provider_of(host: str, name: str) -> str:
     return next((provider for end, provider in _PROVIDERS if host.endswith(end)), name)
 
 
-def _has_broken(findings: Findings) -> bool:
+def _has_broken(ending: Ending) -> bool:
     """The upstream failed in the middle of its answer, or told of an error in it."""
-    failure = findings.relayed.failure if findings.relayed is not None else None
-    return told_error(findings) or (failure is not None and failure.kind.blame is errors.Blame.UPSTREAM)
+    relayed = ending.findings.relayed
+    failure = relayed.failure if relayed is not None else None
+    return ending.told_error or (failure is not None and failure.kind.blame is errors.Blame.UPSTREAM)
 
 
-def _is_failure(findings: Findings) -> bool:
+def _is_failure(ending: Ending) -> bool:
     """It is the server's fault, or its upstream's: what the client did wrong is no error of this span."""
-    error = findings.error
+    findings, error = ending.findings, ending.findings.error
     is_fault = findings.fault is not None or (error is not None and error.kind.blame is not errors.Blame.DOWNSTREAM)
-    return is_fault or _has_broken(findings) or status_of(findings) >= 500
+    return is_fault or _has_broken(ending) or ending.status >= 500

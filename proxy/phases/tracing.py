@@ -17,9 +17,8 @@ if TYPE_CHECKING:
 
     from proxy.core.headers import RawHeaders
     from proxy.core.tracing import Span
-    from proxy.phases.exchange import Exchange
     from proxy.phases.forward import Answer
-    from proxy.phases.record import Findings
+    from proxy.phases.record import Ending
     from proxy.phases.upstreams import Upstream
 
 
@@ -94,10 +93,10 @@ class Trace:
         self.hops.append(hop)
         return hop
 
-    def end(self, exchange: Exchange, findings: Findings) -> None:
+    def end(self, ending: Ending) -> None:
         """Hand over the spans, if the trace is recorded. To be called once, when the exchange is over."""
         if self.context.is_sampled:
-            self._tracing.end(self, exchange, findings)
+            self._tracing.end(self, ending)
 
 
 class Tracing:
@@ -134,10 +133,10 @@ class Tracing:
         trace_id = self.new_id(128)
         return Trace(self, TraceContext(trace_id, self.new_id(64), is_sampled(trace_id, self._sample)), 0)
 
-    def end(self, trace: Trace, exchange: Exchange, findings: Findings) -> None:
+    def end(self, trace: Trace, ending: Ending) -> None:
         """Hand over the spans of an exchange that ends now."""
         end = Moment(time.perf_counter(), self._unix_ns())
-        self._sender.send(trace.context, spans_of(trace, exchange, findings, self._scheme, end))
+        self._sender.send(trace.context, spans_of(trace, ending, self._scheme, end))
 
     def close(self, patience_s: float) -> int:
         """Send what waits, for at most `patience_s` seconds; how many spans are left. Blocks."""

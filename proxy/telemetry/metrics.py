@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 
     from proxy.core.usage import Usage
 
-ExchangeLabels = tuple[str, str, str, str, int, str, bool]
-"""Of an exchange that ended: key, model, endpoint, outcome, status, upstream, and whether it was streamed.
+ExchangeLabels = tuple[str, str, str, str, int, str, bool, str]
+"""Of an exchange that ended: key, model, endpoint, outcome, status, upstream, whether it was streamed, and the grade.
 
 The key's id and the configured name or pattern of the model that matched; empty where it did not come so far.
 """
@@ -71,6 +71,9 @@ class _Ended(msgspec.Struct, frozen=True):
     duration: Series
     first_byte: Series
     overhead: Series
+    input: Tally
+    output: Tally
+    cost: Tally
 
 
 class Metrics:
@@ -171,11 +174,14 @@ class Metrics:
         time_to_first_byte_s: float | None,
         overhead_s: float | None,
         trace_id: str | None = None,
+        usage: Usage | None = None,
+        cost_nano_usd: int = 0,
     ) -> None:
-        """Count an exchange that is over, however it ended.
+        """Count an exchange that is over, however it ended, and what it is charged.
 
         Times that never happened (no byte went downstream, nothing went upstream) are None. `trace_id` is of a trace
-        that is recorded, and goes with the times as their exemplar.
+        that is recorded, and goes with the times as their exemplar. The kinds of tokens add up: cached input is no
+        `input`, reasoning no `output`.
         """
         ended = self._ended.get(labels) or self._find(labels)
         ended.requests.value += 1
@@ -184,10 +190,23 @@ class Metrics:
             ended.first_byte.observe(time_to_first_byte_s, trace_id)
         if overhead_s is not None:
             ended.overhead.observe(overhead_s)
+        if usage is None:
+            return
+        input_tokens, output_tokens = usage.input_tokens, usage.output_tokens
+        if usage.cached_tokens or usage.reasoning_tokens:
+            cached_tokens = min(usage.cached_tokens, input_tokens)
+            reasoning_tokens = min(usage.reasoning_tokens, output_tokens)
+            self._tally("cached", labels).value += cached_tokens
+            self._tally("reasoning", labels).value += reasoning_tokens
+            input_tokens -= cached_tokens
+            output_tokens -= reasoning_tokens
+        ended.input.value += input_tokens
+        ended.output.value += output_tokens
+        ended.cost.value += cost_nano_usd / 1_000_000_000
 
     def _find(self, labels: ExchangeLabels) -> _Ended:
-        """What exchanges count in that end so; remembered, for there are four of them."""
-        key, model, endpoint, outcome, status, upstream, streamed = labels
+        """What exchanges count in that end so; remembered, for there are many of them."""
+        key, model, endpoint, outcome, status, upstream, streamed, _ = labels
         answer = model, upstream, "true" if streamed else "false"
         if len(self._ended) >= _MAX_COUNTER_LABEL_SETS:
             self._ended.clear()
@@ -196,8 +215,15 @@ class Metrics:
             self._duration.series(answer),
             self._first_byte.series(answer),
             self._overhead.series((endpoint,)),
+            self._tally("input", labels),
+            self._tally("output", labels),
+            self._cost.tally((key, model)),
         )
         return ended
+
+    def _tally(self, kind: str, labels: ExchangeLabels) -> Tally:
+        """Where tokens of a kind count."""
+        return self._tokens.tally((labels[0], labels[1], kind, labels[-1]))
 
     def aborted(self, phase: str, by: str) -> None:
         """Count an exchange that was cut in `phase` by: client, idle, write_stall, total or drain."""
@@ -211,26 +237,6 @@ class Metrics:
         """Add what one exchange made its upstream wait."""
         self._pauses.add((upstream,), pauses)
         self._paused_seconds.add((upstream,), seconds)
-
-    def settled(self, key: str, model: str, grade: str, usage: Usage, cost_nano_usd: int) -> None:
-        """Add what one exchange is charged. The kinds add up: cached input is no `input`, reasoning no `output`."""
-        input_tokens, output_tokens = usage.input_tokens, usage.output_tokens
-        if usage.cached_tokens:
-            cached_tokens = min(usage.cached_tokens, input_tokens)
-            input_tokens -= cached_tokens
-            if cached_tokens:
-                self._tokens.add((key, model, "cached", grade), cached_tokens)
-        if usage.reasoning_tokens:
-            reasoning_tokens = min(usage.reasoning_tokens, output_tokens)
-            output_tokens -= reasoning_tokens
-            if reasoning_tokens:
-                self._tokens.add((key, model, "reasoning", grade), reasoning_tokens)
-        if input_tokens:
-            self._tokens.add((key, model, "input", grade), input_tokens)
-        if output_tokens:
-            self._tokens.add((key, model, "output", grade), output_tokens)
-        if cost_nano_usd:
-            self._cost.add((key, model), cost_nano_usd / 1_000_000_000)
 
     def unpriced(self, model: str) -> None:
         """Count an exchange that is charged nothing because nobody knows a price."""

@@ -53,12 +53,13 @@ class PlainGauge(Collector):
 
 
 class Tally:
-    """The value of a counter under one label set."""
+    """The value of a counter under one label set. It is shown once it has counted something, or `is_shown`."""
 
-    __slots__ = ("value",)
+    __slots__ = ("is_shown", "value")
 
     def __init__(self) -> None:
         self.value = 0.0
+        self.is_shown = False
 
 
 class PlainCounter(Collector):
@@ -74,18 +75,21 @@ class PlainCounter(Collector):
         registry.register(self)
 
     def add(self, labels: Labels, amount: float = 1) -> None:
-        """Count `amount`, which is not negative."""
-        (self._tallies.get(labels) or self.tally(labels)).value += amount
+        """Count `amount`, which is not negative; from now on it is shown, even 0."""
+        tally = self._tallies.get(labels) or self.tally(labels)
+        tally.value += amount
+        tally.is_shown = True
 
     def tally(self, labels: Labels) -> Tally:
-        """What counts under these labels; it may be kept, and be added to. From now on it is shown."""
+        """What counts under these labels; it may be kept, and be added to."""
         return _found(labels, self._tallies, self._max_label_sets, Tally)
 
     def collect(self) -> Iterable[Metric]:
         """The one metric."""
         family = CounterMetricFamily(*self._told, labels=self._labelnames)
         for labels, tally in self._tallies.copy().items():
-            family.add_metric(labels, tally.value)
+            if tally.value or tally.is_shown:
+                family.add_metric(labels, tally.value)
         return (family,)
 
 

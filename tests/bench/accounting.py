@@ -38,6 +38,7 @@ from proxy.phases.admit import Admission
 from proxy.phases.forward import Answer, AnswerKind
 from proxy.phases.observe import Counting, Observer
 from proxy.phases.quotas import Quotas
+from proxy.phases.record import Findings, ending_of
 from proxy.phases.relay import Accompaniment, relay
 from proxy.phases.route import Model, Route, Target
 from proxy.phases.settle import enter, settle
@@ -226,8 +227,10 @@ class Exchanges:
         settled = [settle(account, Observation(Grade.EXACT, USAGE)) for account in opened]
         self._measure("settle", lambda: settle(opened[0], Observation(Grade.EXACT, USAGE)))
 
+        ending = ending_of(self._arrived(), Findings(answered=200))
+
         def end() -> None:
-            enter(opened.pop(), settled.pop(), ended_ms=accounting.now_ms(), status=200, outcome="ok", first_byte_s=0.4)
+            enter(opened.pop(), settled.pop(), ending, accounting.now_ms())
 
         self._measure("enter", end)
         now = self._counting.now

@@ -15,7 +15,7 @@ from proxy.core import errors
 from proxy.core.usage import Grade, Usage
 from proxy.phases.admit import Admission
 from proxy.phases.exchange import Phase
-from proxy.phases.record import Findings, ending_of, outcome_of, record, status_of
+from proxy.phases.record import Findings, ending_of, record
 from proxy.phases.relay import Relayed
 from proxy.phases.route import Target
 from proxy.phases.settle import Settlement
@@ -78,7 +78,7 @@ def recorded(findings: Findings, exchange: Exchange | None = None) -> tuple[Line
     registry, line = CollectorRegistry(), Line()
     exchange = exchange or arrived()
     log = configure("error", "json", cast("Any", line))
-    record(exchange, findings, ending_of(exchange, findings), Metrics(registry), log)
+    record(ending_of(exchange, findings), Metrics(registry), log)
     return line, registry
 
 
@@ -98,7 +98,8 @@ def recorded(findings: Findings, exchange: Exchange | None = None) -> tuple[Line
     ],
 )
 def test_status_and_outcome(findings: Findings, status: int, outcome: str) -> None:
-    assert (status_of(findings), outcome_of(findings)) == (status, outcome)
+    ending = ending_of(arrived(), findings)
+    assert (ending.status, ending.outcome) == (status, outcome)
     line, registry = recorded(findings)
     assert (line.fields["status"], line.fields["outcome"]) == (status, outcome)
     labels = {"key": "", "model": "", "endpoint": "chat/completions", "outcome": outcome, "status": str(status)}

@@ -164,7 +164,6 @@ def exchanges(draw: st.DrawFn) -> Exchange:
 
 def both(exchange: Exchange, found: Findings, log: FilteringBoundLogger, written: Lines) -> list[bytes]:
     """The line as it is written, and as the chain writes the same fields."""
-    ending = ending_of(exchange, found)
     fields: dict[str, object] = {}
     levels: list[Any] = []
 
@@ -175,7 +174,7 @@ def both(exchange: Exchange, found: Findings, log: FilteringBoundLogger, written
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("proxy.phases.record.log_clean", keep)
-        record(exchange, found, ending, Metrics(CollectorRegistry()), log)
+        record(ending_of(exchange, found), Metrics(CollectorRegistry()), log)
     log_always(log, levels[0], "exchange", **fields)
     return written.lines
 

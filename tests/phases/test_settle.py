@@ -15,10 +15,11 @@ from proxy.core.answers import EventAnswer
 from proxy.core.pricing import Price
 from proxy.core.usage import Grade, Observation, Usage
 from proxy.phases.forward import AnswerKind
-from proxy.phases.record import Findings
+from proxy.phases.record import Findings, ending_of
 from proxy.phases.relay import Relayed
 from proxy.phases.settle import Settlement, enter, observed_at_once, observed_later, settle
 from tests.fakes.accounts import RESERVED, MemoryEntry, account, observer
+from tests.fakes.arrived import arrived
 from tests.fakes.recordings import delta
 
 NOTHING = Observation(Grade.EXACT)
@@ -102,7 +103,9 @@ def test_the_row() -> None:
     of = account(entry=entry)
     of.attempts = 2
     settlement = Settlement(Grade.COUNTED, Usage(5, 3), 34_000, is_priced=True)
-    enter(of, settlement, ended_ms=1_700_000_000_000, status=499, outcome="client_gone", first_byte_s=0.0126)
+    exchange = arrived()
+    cast("Any", exchange.downstream).first_byte_s = exchange.timeline.arrived_s + 0.0126
+    enter(of, settlement, ending_of(exchange, Findings(error=GONE)), 1_700_000_000_000)
     [row] = entry.settled
     assert (row.ended_ms, row.status, row.outcome, row.attempts) == (1_700_000_000_000, 499, "client_gone", 2)
     assert (row.grade, row.usage, row.cost_nano_usd, row.first_byte_ms) == (Grade.COUNTED, Usage(5, 3), 34_000, 13)

@@ -11,7 +11,7 @@ import pytest
 
 from proxy.core import errors
 from proxy.core.tracing import Moment
-from proxy.phases.record import Findings
+from proxy.phases.record import Findings, ending_of
 from proxy.phases.spans import provider_of, spans_of
 from proxy.phases.tracing import Trace, Tracing
 from tests.fakes.arrived import arrived
@@ -61,7 +61,7 @@ async def told(answering: Awaitable[Answer]) -> Span:
     hop = trace.ask(UP, "m")
     with contextlib.suppress(errors.ProxyError, asyncio.CancelledError, ConnectionError):
         await hop.watch(answering)
-    trace.end(arrived(), Findings())
+    trace.end(ending_of(arrived(), Findings()))
     return kept.spans[1]
 
 
@@ -88,7 +88,7 @@ def test_one_that_learns_of_its_end_after_the_exchange_is_abandoned_and_ends_wit
     exchange = arrived()
     trace, kept = begun()
     trace.ask(UP, "m")
-    trace.end(exchange, Findings())
+    trace.end(ending_of(exchange, Findings()))
     served, asked = kept.spans
     assert (asked.attributes["error.type"], asked.is_error, asked.first_byte_ns) == ("abandoned", False, None)
     assert served.start_ns <= asked.start_ns < asked.end_ns == served.end_ns
@@ -101,7 +101,7 @@ def test_no_id_is_zero() -> None:
 
 def test_an_exchange_that_came_nowhere_has_a_span() -> None:
     trace, _ = begun(0xA, 0xB)
-    (span,) = spans_of(trace, arrived(), Findings(), "https", Moment(0.0, 10**18))
+    (span,) = spans_of(trace, ending_of(arrived(), Findings()), "https", Moment(0.0, 10**18))
     assert (span.parent_id, span.attributes["url.scheme"], span.is_error) == (0, "https", True)
 
 

@@ -12,7 +12,7 @@ import pytest
 from proxy.config.settings import KeyConfig, PlanConfig
 from proxy.config.values import Secret, SecretUrl
 from proxy.phases import pipeline
-from proxy.phases.record import Findings, record
+from proxy.phases.record import Ending, record
 from tests.fakes.answering import AnsweringUpstream, response
 from tests.fakes.client import Answer, RecordingClient
 from tests.fakes.connect_proxy import ConnectProxy
@@ -22,7 +22,6 @@ from tests.fakes.waiting import until
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from proxy.phases.exchange import Exchange
 
 # none begins with sk-: what the log's last filter would mask must not get that far
 CLIENT_KEY = "ck-zq7client"
@@ -212,13 +211,14 @@ async def test_no_object_shows_a_secret_when_it_is_printed(monkeypatch: pytest.M
     """Whatever ends up in a traceback, a debugger or a careless log line."""
     seen: list[object] = []
 
-    def keep(exchange: Exchange, findings: Findings, *rest: Any) -> None:
-        seen.extend((exchange, findings, findings.principal, findings.admission, findings.hop, findings.answer))
+    def keep(ending: Ending, *rest: Any) -> None:
+        exchange, findings = ending.exchange, ending.findings
+        seen.extend((ending, exchange, findings, findings.principal, findings.admission, findings.hop, findings.answer))
         seen.extend((findings.relayed, findings.account, findings.observer, findings.settlement))
         seen.extend((findings.error, exchange.downstream, exchange.body))
         if findings.answer is not None:
             seen.extend((findings.answer.stream, findings.answer.watchdog))
-        record(exchange, findings, *rest)
+        record(ending, *rest)
 
     monkeypatch.setattr(pipeline, "record", keep)
     async with secretive("info") as proxy:

@@ -26,7 +26,7 @@ FORMATS = ["", "*/*", "text/plain", TEXT_1, OPENMETRICS, "application/openmetric
 
 def exchange(metrics: Metrics, key: str = "team-a") -> None:
     metrics.exchange_ended(
-        (key, "gpt-4o*", "chat/completions", "ok", 200, "openai", True),
+        (key, "gpt-4o*", "chat/completions", "ok", 200, "openai", True, "exact"),
         duration_s=1.25,
         time_to_first_byte_s=0.3,
         overhead_s=0.001,

@@ -71,10 +71,12 @@ def end_exchange(
     metrics: Metrics, *, streamed: bool = True, first_byte_s: float | None = 0.3, overhead_s: float | None = 0.0008
 ) -> None:
     metrics.exchange_ended(
-        ("team-a", "gpt-4o*", "chat/completions", "ok", 200, "openai", streamed),
+        ("team-a", "gpt-4o*", "chat/completions", "ok", 200, "openai", streamed, "exact"),
         duration_s=4.0,
         time_to_first_byte_s=first_byte_s,
         overhead_s=overhead_s,
+        usage=Usage(1, 1),
+        cost_nano_usd=1,
     )
 
 
@@ -86,7 +88,6 @@ def use_everything(metrics: Metrics) -> None:
     metrics.auth_failed("refused")
     metrics.backpressure("openai", 3, 1.5)
     metrics.watch_log(Log())
-    metrics.settled("a", "m", "exact", Usage(1, 1), 1)
     metrics.unpriced("m")
     metrics.accounting_faults(1)
     metrics.watch_ledger(lambda: 3)
