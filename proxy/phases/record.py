@@ -108,32 +108,22 @@ def ending_of(exchange: Exchange, findings: Findings) -> Ending:
 def record(ending: Ending, metrics: Metrics, log: structlog.typing.FilteringBoundLogger) -> None:
     """Count the exchange and write its line."""
     exchange, findings = ending.exchange, ending.findings
+    principal, admission, target = findings.principal, findings.admission, findings.target
+    relayed, settlement, trace = findings.relayed, findings.settlement, exchange.trace
     duration_s = time.perf_counter() - exchange.timeline.arrived_s
     spent_s, overhead_s = exchange.timeline.passed()
-    _count(ending, metrics, duration_s, overhead_s)
-    is_trouble = findings.fault is not None or (ending.outcome != "ok" and _is_trouble(ending))
-    log_clean(log, "warning" if is_trouble else "info", "exchange", _fields(ending, duration_s, spent_s))
-    if exchange.trace is not None:
-        exchange.trace.end(ending)
-
-
-def _count(ending: Ending, metrics: Metrics, duration_s: float, overhead_s: float | None) -> None:
-    exchange, findings = ending.exchange, ending.findings
-    principal, admission, target = findings.principal, findings.admission, findings.target
-    relayed, observer, settlement = findings.relayed, findings.observer, findings.settlement
-    trace = exchange.trace
-    model = target.label if target is not None else ""
+    labels = (
+        principal.key_id if principal is not None else "",
+        target.label if target is not None else "",
+        exchange.endpoint.name,
+        ending.outcome,
+        ending.status,
+        ending.upstream or "",
+        (admission is not None and admission.streamed) or (relayed is not None and relayed.events > 0),
+        settlement.grade if settlement is not None else "",
+    )
     metrics.exchange_ended(
-        (
-            principal.key_id if principal is not None else "",
-            model,
-            exchange.endpoint.name,
-            ending.outcome,
-            ending.status,
-            ending.upstream or "",
-            (admission is not None and admission.streamed) or (relayed is not None and relayed.events > 0),
-            settlement.grade if settlement is not None else "",
-        ),
+        labels,
         duration_s=duration_s,
         # an error of ours is no first byte of an upstream's
         time_to_first_byte_s=ending.first_byte_s if findings.answer is not None else None,
@@ -143,13 +133,17 @@ def _count(ending: Ending, metrics: Metrics, duration_s: float, overhead_s: floa
         cost_nano_usd=settlement.cost_nano_usd if settlement is not None else 0,
     )
     if settlement is not None and not settlement.is_priced:
-        metrics.unpriced(model)
+        metrics.unpriced(labels[1])
     if findings.gaps.total_s and target is not None:
-        metrics.inter_events.add(model, ending.upstream or "", findings.gaps)
+        metrics.inter_events.add(target.label, ending.upstream or "", findings.gaps)
     if findings.aborted_by is not None and findings.ended_in is not None:
         metrics.aborted(findings.ended_in, findings.aborted_by)
-    if observer is not None and observer.faults:
-        metrics.accounting_faults(observer.faults)
+    if findings.observer is not None and findings.observer.faults:
+        metrics.accounting_faults(findings.observer.faults)
+    is_trouble = findings.fault is not None or (ending.outcome != "ok" and _is_trouble(ending))
+    log_clean(log, "warning" if is_trouble else "info", "exchange", _fields(ending, duration_s, spent_s))
+    if trace is not None:
+        trace.end(ending)
 
 
 def _cause(error: BaseException) -> str:

@@ -11,7 +11,7 @@ import threading
 from typing import TYPE_CHECKING, Final, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable
 
 # a wake-up of the writer costs the event loop two switches of the interpreter lock; so it takes what 20 ms bring
 _GATHER_S: Final = 0.02
@@ -56,7 +56,7 @@ class LogWriter:
 
     def write(self, line: bytes) -> None:
         """Take a line, without its newline. Never waits, never raises."""
-        if self._lines.qsize() >= self._max_lines or self._closing.is_set():
+        if self._lines.qsize() >= self._max_lines:
             self._drop(1)
         else:
             self._lines.put(line)
@@ -64,6 +64,7 @@ class LogWriter:
     def close(self, patience_s: float = 2.0) -> None:
         """Write what waits, for up to `patience_s` seconds; what a blocked pipe does not take by then is lost."""
         if not self._closing.is_set():
+            self._max_lines = 0  # no more is taken
             self._closing.set()
             self._lines.put(None)
         self._thread.join(patience_s)
@@ -77,26 +78,27 @@ class LogWriter:
         while not ended:
             batch = [self._lines.get()]
             self._closing.wait(_GATHER_S)
-            while self._lines.qsize() and len(batch) < _BATCH_LINES:
-                batch.append(self._lines.get())
+            batch += [self._lines.get() for _ in range(min(self._lines.qsize(), _BATCH_LINES - 1))]
             ended = None in batch
-            for lines in self._pieces([line + b"\n" for line in batch if line is not None]):
+            for lines in self._pieces([line for line in batch if line is not None]):
                 try:
-                    self._write_all(b"".join(lines))
+                    self._write_all(b"\n".join([*lines, b""]))
                 except OSError:
                     self._drop(len(lines))  # nobody reads any more, or the disk is full: that may pass
 
-    def _pieces(self, lines: list[bytes]) -> Iterator[list[bytes]]:
+    def _pieces(self, lines: list[bytes]) -> Iterable[list[bytes]]:
         """The lines of each write; a line that is longer than one may be has one of its own."""
-        piece: list[bytes] = []
+        if sum(map(len, lines)) + len(lines) <= self._write_bytes:
+            return [lines]
+        pieces: list[list[bytes]] = [[]]
         size = 0
         for line in lines:
-            size += len(line)
-            if piece and size > self._write_bytes:
-                yield piece
-                piece, size = [], len(line)
-            piece.append(line)
-        yield piece
+            size += len(line) + 1
+            if pieces[-1] and size > self._write_bytes:
+                pieces.append([])
+                size = len(line) + 1
+            pieces[-1].append(line)
+        return pieces
 
     def _write_all(self, data: bytes) -> None:
         view = memoryview(data)

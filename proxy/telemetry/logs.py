@@ -159,9 +159,14 @@ class _ConsoleRenderer:
 
 
 class _Output:
-    """The end of the chain, in structlog's terms a logger: each method takes a rendered line."""
+    """The end of the chain, in structlog's terms a logger: each method takes a rendered line.
+
+    `clean_context` are the fields of the bound logger that wrote here last, whose own they were made of.
+    """
 
     def __init__(self, writer: LogWriter, *, is_json: bool) -> None:
+        self.context: Mapping[str, Any] = {}
+        self.clean_context: dict[str, Any] = {}
         self.write = writer.write
         self.debug = self.info = self.warning = self.error = self.critical = writer.write
         self.is_json = is_json
@@ -235,19 +240,18 @@ def log_clean(
 
     Clean are plain JSON types, in strings of at most `MAX_VALUE_CHARS`, under names that tell of no secret.
     """
-    bound = cast("structlog.BoundLoggerBase", log)
-    output: _Output = bound._logger  # noqa: SLF001 - it has no public name
+    bound: Any = log  # what it holds has no public names
+    output: _Output = bound._logger  # noqa: SLF001 - as above
     if not output.is_json:
         log_always(log, level, event, **fields)
         return
+    if bound._context is not output.context:  # noqa: SLF001 - as above
+        output.context = bound._context  # noqa: SLF001 - as above
+        output.clean_context = _clean_fields(output.context)
     now = datetime.now(UTC)  # noqa: TID251 - all logging has this clock
-    line: dict[str, object] = {"timestamp": now, "level": level, "event": event}
-    if bound._context:  # noqa: SLF001 - as above
-        line |= _clean_fields(bound._context)  # noqa: SLF001 - as above
-    line |= fields
     try:
-        encoded = _ENCODER.encode(line)
+        line = _ENCODER.encode({"timestamp": now, "level": level, "event": event, **output.clean_context, **fields})
     except (ValueError, OverflowError):  # as in `_render_json`
         log_always(log, level, event, **fields)
     else:
-        output.write(_cover(encoded))
+        output.write(_cover(line))
