@@ -10,7 +10,6 @@ import enum
 import random
 import time
 from dataclasses import dataclass
-from operator import sub
 from typing import TYPE_CHECKING, Protocol
 
 import msgspec
@@ -86,19 +85,17 @@ class Timeline:
         The phases are in the order in which they were first entered, to the microsecond, and none is rounded up. The
         overhead is the time in Sluice before the request first went upstream, the queue aside; None if it never did.
         """
-        phases, stamps_ns = zip(*self._entered, strict=True)
-        stays = tuple(zip(phases, map(sub, stamps_ns[1:], stamps_ns), strict=False))
-        spent_s = {phase: stay_ns // 1000 / 1_000_000 for phase, stay_ns in stays}
-        if len(spent_s) < len(stays):  # some were entered again
-            sums_ns = {phase: sum(stay_ns for other, stay_ns in stays if other is phase) for phase in spent_s}
-            spent_s = {phase: sum_ns // 1000 / 1_000_000 for phase, sum_ns in sums_ns.items()}
-        if Phase.FORWARD not in phases:
-            return spent_s, None
-        before = phases.index(Phase.FORWARD)
-        overhead_ns = stamps_ns[before] - stamps_ns[0]
-        if Phase.QUEUE in spent_s:
-            overhead_ns -= sum(stay_ns for phase, stay_ns in stays[:before] if phase is Phase.QUEUE)
-        return spent_s, overhead_ns / 1_000_000_000
+        spent_s: dict[Phase, float] = {}
+        overhead_s: float | None = None
+        phase, since_ns = self._entered[0]
+        arrived_ns, forward = since_ns, Phase.FORWARD
+        for entered, now_ns in self._entered[1:]:
+            seconds = (now_ns - since_ns) // 1000 / 1_000_000
+            spent_s[phase] = round(spent_s[phase] + seconds, 6) if phase in spent_s else seconds
+            if entered is forward and overhead_s is None:
+                overhead_s = (now_ns - arrived_ns) / 1_000_000_000 - spent_s.get(Phase.QUEUE, 0)
+            phase, since_ns = entered, now_ns
+        return spent_s, overhead_s
 
 
 class RequestBody(Protocol):

@@ -238,7 +238,8 @@ def log_clean(
 ) -> None:
     """Log as `log_always` does, in a tenth of the time, fields that need no cleaning: every exchange has such a line.
 
-    Clean are plain JSON types, in strings of at most `MAX_VALUE_CHARS`, under names that tell of no secret.
+    Clean are plain JSON types, in strings of at most `MAX_VALUE_CHARS`, under names that tell of no secret and are no
+    bound one's; there is at least one.
     """
     bound: Any = log  # what it holds has no public names
     output: _Output = bound._logger  # noqa: SLF001 - as above
@@ -249,8 +250,10 @@ def log_clean(
         output.context = bound._context  # noqa: SLF001 - as above
         output.clean_context = _clean_fields(output.context)
     now = datetime.now(UTC)  # noqa: TID251 - all logging has this clock
+    head = {"timestamp": now, "level": level, "event": event, **output.clean_context}
     try:
-        line = _ENCODER.encode({"timestamp": now, "level": level, "event": event, **output.clean_context, **fields})
+        # two objects made one: to copy the fields behind the others would take longer
+        line = _ENCODER.encode(head)[:-1] + b"," + _ENCODER.encode(fields)[1:]
     except (ValueError, OverflowError):  # as in `_render_json`
         log_always(log, level, event, **fields)
     else:
