@@ -81,7 +81,7 @@ class Supervisor:
             log=log,
         )
         handle = functools.partial(answer, asked=self.fleet, admin=self._admin.handle)
-        self._http = http.server(handle, max_connections=_MAX_OPS_CONNECTIONS, log=log)
+        self._http = http.server(http.with_aiohttp(handle), max_connections=_MAX_OPS_CONNECTIONS, log=log)
         self.port = 0
         self.ops_port = 0
 

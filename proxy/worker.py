@@ -94,7 +94,9 @@ class Worker:
         api = http.server(self.app.api.handle, max_connections=self.max_connections, log=self.log)
         await self._listen(api, api_socket, tls)
         handle = self._operators(is_private=ops_socket.family == socket.AF_UNIX)
-        await self._listen(http.server(handle, max_connections=_MAX_OPS_CONNECTIONS, log=self.log), ops_socket, None)
+        await self._listen(
+            http.server(http.with_aiohttp(handle), max_connections=_MAX_OPS_CONNECTIONS, log=self.log), ops_socket, None
+        )
 
     def _operators(self, *, is_private: bool) -> http.Handler:
         """What answers operators, or the supervisor on their behalf."""

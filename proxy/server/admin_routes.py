@@ -126,7 +126,8 @@ async def read(request: web.BaseRequest, route: Route, names: Mapping[str, str],
 
 
 async def _body(request: web.BaseRequest) -> bytes:
-    received = RequestBody(request, _READ_TIMEOUT_S)
+    # `_message` has no public name
+    received = RequestBody(request.protocol, request._message, request.content, _READ_TIMEOUT_S)  # noqa: SLF001 - see above
     too_large = Refusal(413, "too_large", f"A body may have {_MOST_BYTES} bytes.")
     if (received.content_length or 0) > _MOST_BYTES:
         raise too_large

@@ -4,71 +4,65 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
-import functools
 import socket
 import struct
 import termios
 import time
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, Final, Protocol
 
-from aiohttp import HttpVersion11, web
+import msgspec
+from aiohttp import HttpVersion10
+
+from proxy.core.discreet import as_repr
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from aiohttp import StreamReader
+    from aiohttp.http import RawRequestMessage
 
     from proxy.core.headers import RawHeaders
-    from proxy.server.http import Connection
+    from proxy.server.connection import Connection
 
 # a client that is cut gets what was written before, for so long; then the connection is dropped with it
 _CUT_LINGER_S: Final = 5.0
 
 
-class Downstream:
+class Listener(Protocol):
+    """What the connection was made to."""
+
+    is_draining: bool  # an answer that begins now is the last of its connection
+
+
+class Downstream(msgspec.Struct, eq=False):
     """Writes the answer, head and all: of a request that costs 60 µs, aiohttp's responses would take 30.
 
-    `extra` headers go with any answer to this request (CORS). `is_last` is asked when the head goes out, which may be
-    long after the request came: it ends keep-alive.
+    `_extra` headers go with any answer to this request (CORS). Whether `_listener` drains is asked when the head goes
+    out, which may be long after the request came: that ends keep-alive.
     """
 
-    __slots__ = (
-        "_chunked",
-        "_connection",
-        "_ends_by_closing",
-        "_extra",
-        "_head",
-        "_is_bodiless",
-        "_is_last",
-        "_paused_s",
-        "_pauses",
-        "_request",
-        "_written_bytes",
-        "answered",
-        "first_byte_s",
-        "is_cut",
-        "is_waiting",
-        "sent_bytes",
-        "started",
-    )
+    _connection: Connection
+    _message: RawRequestMessage
+    _content: StreamReader
+    _extra: RawHeaders
+    _listener: Listener
+    started: bool = False
+    keeps_alive: bool = False  # the connection goes on behind the answer
+    sent_bytes: int = 0
+    first_byte_s: float | None = None
+    is_waiting: bool = False
+    is_cut: bool = False
+    _pauses: int = 0
+    _paused_s: float = 0.0
+    _head: bytes = b""  # waits for the first bytes of the body: one packet, one system call
+    _chunked: bool = False
+    _is_bodiless: bool = False
+    _ends_by_closing: bool = False
+    _written_bytes: int = 0
 
-    def __init__(self, request: web.BaseRequest, extra: RawHeaders, *, is_last: Callable[[], bool]) -> None:
-        self.started = False
-        self.answered = _CLOSES  # what aiohttp is told of the answer
-        self.sent_bytes = 0
-        self.first_byte_s: float | None = None
-        self.is_waiting = False
-        self.is_cut = False
-        self._pauses = 0
-        self._paused_s = 0.0
-        self._request = request
-        self._connection: Connection = request.protocol  # type: ignore[assignment]  # `Server` makes no other
-        self._extra = extra
-        self._is_last = is_last
-        self._head = b""  # waits for the first bytes of the body: one packet, one system call
-        self._chunked = False
-        self._is_bodiless = False
-        self._ends_by_closing = False
-        self._written_bytes = 0
+    def __repr__(self) -> str:
+        return f"Downstream({self.sent_bytes} bytes)"  # the request's head holds credentials
+
+    __rich_repr__ = as_repr
 
     @property
     def backpressure(self) -> tuple[int, float]:
@@ -77,39 +71,40 @@ class Downstream:
 
     def start(self, status: int, headers: RawHeaders, content_length: int | None) -> None:
         """Make the head, which goes out with the first bytes behind it; without a length the body is chunked."""
-        request = self._request
-        is_current = request.version >= HttpVersion11
+        message = self._message
+        is_current = message.version != HttpVersion10
         self.started = True
-        self._is_bodiless = request.method == "HEAD" or status in _BODILESS or status < 200
+        self._is_bodiless = is_bodiless = message.method == "HEAD" or status in _BODILESS or status < 200
         lines = [*map(b": ".join, headers), *map(b": ".join, self._extra), b""]
         block = b"\r\n".join(lines)
         if not block.count(b"\n") == block.count(b"\r") == len(lines) - 1:
             raise ValueError("a header holds a line end")
         framing = b""
         if content_length is not None:
-            if status >= 200 and status != HTTPStatus.NO_CONTENT:
+            if status >= 200 and status != 204:
                 framing = b"Content-Length: %d\r\n" % content_length
-        elif not self._is_bodiless:
-            self._chunked = is_current
-            self._ends_by_closing = not is_current
-            framing = b"Transfer-Encoding: chunked\r\n" if is_current else b""
-        goes_on = b"" if is_current else b"Connection: keep-alive\r\n"
-        if request.keep_alive and not (self._ends_by_closing or self._is_last() or self._is_out_of_step()):
-            self.answered = _KEEPS_ALIVE
-        else:
-            goes_on = b"Connection: close\r\n" if is_current else b""
-        self._head = b"%b%bServer: sluice\r\n%b%bDate: %b\r\n\r\n" % (
-            _status_line(status, is_current=is_current),
+        elif is_current and not is_bodiless:
+            self._chunked = True
+            framing = b"Transfer-Encoding: chunked\r\n"
+        elif not is_bodiless:
+            self._ends_by_closing = True
+        ends = message.should_close or self._ends_by_closing or self._listener.is_draining or self._is_out_of_step()
+        self.keeps_alive = not ends
+        if ends == is_current:  # else it goes without saying (RFC 9112 section 9.3)
+            framing += b"Connection: close\r\n" if ends else b"Connection: keep-alive\r\n"
+        self._head = b"HTTP/1.%d %d %b\r\n%bServer: sluice\r\n%bDate: %b\r\n\r\n" % (
+            is_current,
+            status,
+            _REASONS.get(status, b""),
             block,
             framing,
-            goes_on,
             self._connection.date(),
         )
 
     def _is_out_of_step(self) -> bool:
         """The body broke off, or the client waits for leave to send it: what comes next may be that, or a request."""
-        content = self._request.content
-        return content.exception() is not None or (not content.is_eof() and "Expect" in self._request.headers)
+        content = self._content
+        return not content.is_eof() and (content.exception() is not None or "Expect" in self._message.headers)
 
     @property
     def is_direct(self) -> bool:
@@ -168,7 +163,6 @@ class Downstream:
 
     def _with_head(self, data: bytes) -> bytes:
         head, self._head = self._head, b""
-        self._request.writer.output_size = len(head)  # asked when the handler fails: an answer has begun
         return head + data
 
     def _send(self, data: bytes) -> None:
@@ -195,7 +189,7 @@ class Downstream:
         self._pauses += 1
         self.is_waiting = True
         try:
-            await self._request.writer.drain()
+            await self._connection._drain_helper()  # noqa: SLF001 - aiohttp's writers wait for the same
         finally:
             self.is_waiting = False
             self._paused_s += time.perf_counter() - began_s
@@ -241,28 +235,8 @@ class Downstream:
         return None if outstanding == 0 else self._written_bytes - outstanding
 
 
-class _Answered:
-    """An answer that is out already, as aiohttp sees it: all it asks is whether the connection goes on."""
-
-    def __init__(self, *, keep_alive: bool) -> None:
-        self.keep_alive = keep_alive
-
-    async def prepare(self, _request: web.BaseRequest) -> None:
-        """Make the head: done."""
-
-    async def write_eof(self) -> None:
-        """End the body: done."""
-
-
-_KEEPS_ALIVE: Final = cast("web.StreamResponse", _Answered(keep_alive=True))
-_CLOSES: Final = cast("web.StreamResponse", _Answered(keep_alive=False))
-_BODILESS: Final = frozenset({HTTPStatus.NO_CONTENT, HTTPStatus.NOT_MODIFIED})  # RFC 9112 section 6.3
+_BODILESS: Final = frozenset({204, 304})  # RFC 9112 section 6.3
 _REASONS: Final = {status.value: status.phrase.encode("ascii") for status in HTTPStatus}
-
-
-@functools.cache
-def _status_line(status: int, *, is_current: bool) -> bytes:
-    return b"HTTP/1.%d %d %b\r\n" % (is_current, status, _REASONS.get(status, b""))
 
 
 def _unacknowledged(transport: asyncio.Transport) -> int:

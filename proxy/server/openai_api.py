@@ -1,11 +1,11 @@
-"""`/v1/*`: from aiohttp's request to an exchange, and back."""
+"""`/v1/*`: from a request as aiohttp parses it to an exchange, and back."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
-from aiohttp import HttpVersion10, HttpVersion11, web
+from aiohttp import HttpVersion10, HttpVersion11
 
 from proxy.core import errors
 from proxy.phases.exchange import Exchange, new_exchange_id
@@ -15,11 +15,18 @@ from proxy.server.request_body import RequestBody
 from proxy.server.routes import UNROUTED, resolve
 
 if TYPE_CHECKING:
+    from aiohttp import StreamReader
+    from aiohttp.http import RawRequestMessage
+
     from proxy.core.addresses import TrustedProxies
-    from proxy.phases.exchange import Endpoint
     from proxy.phases.pipeline import Pipeline
     from proxy.phases.tracing import Tracing
+    from proxy.server.connection import Connection
     from proxy.server.cors import Cors
+
+_VERSIONS: Final = (HttpVersion11, HttpVersion10)
+# headers that may keep any endpoint from taking a request; most have none of them
+_JUDGED: Final = frozenset({b"transfer-encoding", b"expect", b"upgrade", b"via"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,62 +49,74 @@ class OpenAIApi:
         self._via_name = via_name
         self._tracing = tracing
 
-    async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
-        """Serve one request. Raises `ConnectionError` when the connection was cut, so that aiohttp adds nothing."""
+    async def handle(self, connection: Connection, message: RawRequestMessage, content: StreamReader) -> bool:
+        """Serve one request; whether the connection goes on.
+
+        Raises `ConnectionError` when the connection was cut, or is to be closed with nothing added.
+        """
         serving = self.serving
-        origin = request.headers.get("Origin")
-        if request.method == "OPTIONS":
-            return await self._preflight(serving, request, origin)
-        downstream = Downstream(request, serving.cors.headers(origin), is_last=self._is_last)
-        exchange, refusal = self._exchange(serving, request, downstream)
-        await serving.pipeline.run(exchange, refusal)
+        downstream = Downstream(connection, message, content, serving.cors.headers(message.headers.get("Origin")), self)
+        if message.method == "OPTIONS":
+            return await self._preflight(serving, message, downstream)
+        exchange, refusal = self._exchange(serving, connection, message, content, downstream)
+        try:
+            await serving.pipeline.run(exchange, refusal)
+        except Exception as fault:
+            if downstream.started:
+                raise ConnectionResetError("an answer is out already") from fault
+            raise
         if downstream.is_cut or not downstream.started:
             raise ConnectionResetError("cut")
-        return downstream.answered
-
-    def _is_last(self) -> bool:
-        """Whether an answer that begins now is the last of its connection."""
-        return self.is_draining
+        return downstream.keeps_alive
 
     def _exchange(
-        self, serving: Serving, request: web.BaseRequest, downstream: Downstream
+        self,
+        serving: Serving,
+        connection: Connection,
+        message: RawRequestMessage,
+        content: StreamReader,
+        downstream: Downstream,
     ) -> tuple[Exchange, errors.ProxyError | None]:
-        raw_path, _, query = request.raw_path.partition("?")
+        """What is asked, and why no endpoint takes it."""
+        method, headers = message.method, list(message.raw_headers)
+        raw_path, _, query = message.path.partition("?")
         if not raw_path.startswith("/"):  # absolute form (RFC 9112 section 3.2.2)
-            raw_path, query = request.rel_url.raw_path, request.rel_url.raw_query_string
+            raw_path, query = message.url.raw_path, message.url.raw_query_string
         refusal: errors.ProxyError | None = None
-        endpoint: Endpoint = UNROUTED
-        path = "/"
-        try:
-            _refuse_version(request)
-            endpoint, path = resolve(request.method, raw_path)
-        except errors.ProxyError as error:
-            refusal = error
-        headers = list(request.raw_headers)
+        endpoint, path = UNROUTED, "/"
+        if message.version in _VERSIONS:
+            try:
+                endpoint, path = resolve(method, raw_path)
+            except errors.ProxyError as error:
+                refusal = error
+        else:  # what claims to be HTTP/0.9 or HTTP/2.0 in the form of HTTP/1.1
+            refusal = errors.ProxyError(errors.BAD_REQUEST, "Only HTTP/1.0 and HTTP/1.1 are spoken here.")
         exchange = Exchange(
             id=new_exchange_id(),
             endpoint=endpoint,
-            method=request.method,
+            method=method,
             path=path,
             query=query,
             headers=headers,
-            client=serving.trusted_proxies.client(request.remote or "", headers),
-            body=RequestBody(request, serving.request_read_timeout_s),
+            client=serving.trusted_proxies.client(connection.remote, headers),
+            body=RequestBody(connection, message, content, serving.request_read_timeout_s),
             downstream=downstream,
             trace=None if self._tracing is None else self._tracing.begin(headers),
         )
-        return exchange, refusal or self._refusal(exchange.first, request)
+        if refusal is None and not _JUDGED.isdisjoint(exchange.first):
+            refusal = self._refusal(exchange.first, message)
+        return exchange, refusal
 
-    def _refusal(self, first: dict[bytes, bytes], request: web.BaseRequest) -> errors.ProxyError | None:
-        """Why no endpoint takes this; `first` are the first values of its headers."""
+    def _refusal(self, first: dict[bytes, bytes], message: RawRequestMessage) -> errors.ProxyError | None:
+        """Why headers of `_JUDGED` keep any endpoint from taking this; `first` are the first values of its headers."""
         coding = first.get(b"transfer-encoding")
-        if coding is not None and (coding.strip().lower() != b"chunked" or request.version == HttpVersion10):
+        if coding is not None and (coding.strip().lower() != b"chunked" or message.version == HttpVersion10):
             # another coding would stay in the body; and HTTP/1.0 has none at all (RFC 9112 section 6.1)
             return errors.ProxyError(errors.BAD_REQUEST, "The only Transfer-Encoding understood is chunked.")
         expect = first.get(b"expect")
         if expect is not None and expect.strip().lower() != b"100-continue":
             return errors.ProxyError(errors.EXPECTATION_FAILED, "Only `Expect: 100-continue` is understood.")
-        if request._message.upgrade:  # noqa: SLF001 - the parser's verdict has no public name; a WebSocket may smuggle
+        if message.upgrade:  # a WebSocket may smuggle
             return errors.ProxyError(errors.BAD_REQUEST, "This server does not upgrade connections.")
         via = first.get(b"via")
         if via is not None and self._via_name in via:
@@ -106,20 +125,13 @@ class OpenAIApi:
             )
         return None
 
-    async def _preflight(self, serving: Serving, request: web.BaseRequest, origin: str | None) -> web.StreamResponse:
-        headers = serving.cors.preflight(
-            origin,
-            request.headers.get("Access-Control-Request-Headers"),
-            private_network="Access-Control-Request-Private-Network" in request.headers,
+    async def _preflight(self, serving: Serving, message: RawRequestMessage, downstream: Downstream) -> bool:
+        asked = message.headers
+        answer = serving.cors.preflight(
+            asked.get("Origin"),
+            asked.get("Access-Control-Request-Headers"),
+            private_network="Access-Control-Request-Private-Network" in asked,
         )
-        raw = [(name.encode("ascii"), value.encode("utf-8", "replace")) for name, value in headers.items()]
-        downstream = Downstream(request, raw, is_last=self._is_last)
-        await send_whole(downstream, 204, [], b"", StallWatch(downstream, serving.write_stall_s))
-        return downstream.answered
-
-
-def _refuse_version(request: web.BaseRequest) -> None:
-    """What claims to be HTTP/0.9 or HTTP/2.0 in the form of HTTP/1.1."""
-    if request._version not in (HttpVersion10, HttpVersion11):  # noqa: SLF001 - aiohttp keeps what `version` says
-        request._version = HttpVersion11  # noqa: SLF001 - or the answer's status line would claim that version
-        raise errors.ProxyError(errors.BAD_REQUEST, "Only HTTP/1.0 and HTTP/1.1 are spoken here.")
+        headers = [(name.encode("ascii"), value.encode("utf-8", "replace")) for name, value in answer.items()]
+        await send_whole(downstream, 204, headers, b"", StallWatch(downstream, serving.write_stall_s))
+        return downstream.keeps_alive

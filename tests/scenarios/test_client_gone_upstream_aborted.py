@@ -102,7 +102,7 @@ async def uploading_to_a_stuck_upstream(scene: Scene) -> RawPeer | None:
     """Nothing is read from the client any more, so that no read can tell that it left."""
     peer = await streaming_an_upload(scene)
     [upstream] = scene.proxy.worker.app.upstreams["up"].pool._open
-    protocol = scene.exchange.body._request.protocol  # type: ignore[attr-defined]  # behind the phases' own protocol
+    protocol = scene.exchange.body._connection  # type: ignore[attr-defined]  # behind the phases' own protocol
     while not (upstream._writing_paused and protocol._reading_paused):
         await scene.client.send(bytes(8192 if upstream._writing_paused else 65536))
         await until(lambda: unacknowledged_bytes(scene.client) == 0, "a piece of the upload arrived")

@@ -122,7 +122,7 @@ async def test_a_client_that_leaves_a_finished_answer_unread_is_cut(wire: str, c
     """Everything the upstream had to say waits in the proxy's own buffers: still nobody may sit on it for ever."""
     async with streaming(wire, certificates) as (proxy, peer, client):
         exchange = exchange_of(proxy)
-        transport = exchange.downstream._request.transport  # type: ignore[attr-defined]  # the real one
+        transport = exchange.downstream._connection.transport  # type: ignore[attr-defined]  # the real one
         sent_bytes = 0
         while transport.get_write_buffer_size() == 0:
             await peer.send(chunk(EVENT * 8))
