@@ -74,21 +74,28 @@ class Downstream(msgspec.Struct, eq=False):
         message = self._message
         is_current = message.version != HttpVersion10
         self.started = True
-        self._is_bodiless = is_bodiless = message.method == "HEAD" or status in _BODILESS or status < 200
-        lines = [*map(b": ".join, headers), *map(b": ".join, self._extra), b""]
+        self._is_bodiless = is_bodiless = status in _BODILESS or message.method == "HEAD"
+        lines = [*map(b": ".join, headers + self._extra), b""]
         block = b"\r\n".join(lines)
         if not block.count(b"\n") == block.count(b"\r") == len(lines) - 1:
             raise ValueError("a header holds a line end")
         framing = b""
         if content_length is not None:
-            if status >= 200 and status != 204:
+            if status not in _WITHOUT_LENGTH:
                 framing = b"Content-Length: %d\r\n" % content_length
-        elif is_current and not is_bodiless:
-            self._chunked = True
-            framing = b"Transfer-Encoding: chunked\r\n"
         elif not is_bodiless:
-            self._ends_by_closing = True
-        ends = message.should_close or self._ends_by_closing or self._listener.is_draining or self._is_out_of_step()
+            if is_current:
+                self._chunked = True
+                framing = b"Transfer-Encoding: chunked\r\n"
+            else:
+                self._ends_by_closing = True
+        ends = (
+            message.should_close
+            or message.upgrade  # which is refused; the parser stops behind it
+            or self._ends_by_closing
+            or self._listener.is_draining
+            or (not self._content.is_eof() and self._is_out_of_step())
+        )
         self.keeps_alive = not ends
         if ends == is_current:  # else it goes without saying (RFC 9112 section 9.3)
             framing += b"Connection: close\r\n" if ends else b"Connection: keep-alive\r\n"
@@ -102,9 +109,8 @@ class Downstream(msgspec.Struct, eq=False):
         )
 
     def _is_out_of_step(self) -> bool:
-        """The body broke off, or the client waits for leave to send it: what comes next may be that, or a request."""
-        content = self._content
-        return not content.is_eof() and (content.exception() is not None or "Expect" in self._message.headers)
+        """An unfinished body broke off, or the client waits for leave to send it: what comes next may be a request."""
+        return self._content.exception() is not None or "Expect" in self._message.headers
 
     @property
     def is_direct(self) -> bool:
@@ -235,7 +241,8 @@ class Downstream(msgspec.Struct, eq=False):
         return None if outstanding == 0 else self._written_bytes - outstanding
 
 
-_BODILESS: Final = frozenset({204, 304})  # RFC 9112 section 6.3
+_WITHOUT_LENGTH: Final = frozenset({*range(100, 200), 204})  # RFC 9110 section 8.6
+_BODILESS: Final = _WITHOUT_LENGTH | {304}  # RFC 9112 section 6.3
 _REASONS: Final = {status.value: status.phrase.encode("ascii") for status in HTTPStatus}
 
 

@@ -60,7 +60,7 @@ def with_aiohttp(handler: Handler) -> Serve:
             response = refusal
         await response.prepare(request)
         await response.write_eof()
-        return bool(response.keep_alive)
+        return bool(response.keep_alive) and not message.upgrade  # the parser stops behind that
 
     return serve
 

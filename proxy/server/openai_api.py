@@ -54,43 +54,20 @@ class OpenAIApi:
 
         Raises `ConnectionError` when the connection was cut, or is to be closed with nothing added.
         """
-        serving = self.serving
-        downstream = Downstream(connection, message, content, serving.cors.headers(message.headers.get("Origin")), self)
-        if message.method == "OPTIONS":
+        serving, method, headers = self.serving, message.method, list(message.raw_headers)
+        cors = serving.cors.headers(message.headers.get("Origin"))
+        downstream = Downstream(connection, message, content, cors, self)
+        if method == "OPTIONS":
             return await self._preflight(serving, message, downstream)
-        exchange, refusal = self._exchange(serving, connection, message, content, downstream)
-        try:
-            await serving.pipeline.run(exchange, refusal)
-        except Exception as fault:
-            if downstream.started:
-                raise ConnectionResetError("an answer is out already") from fault
-            raise
-        if downstream.is_cut or not downstream.started:
-            raise ConnectionResetError("cut")
-        return downstream.keeps_alive
-
-    def _exchange(
-        self,
-        serving: Serving,
-        connection: Connection,
-        message: RawRequestMessage,
-        content: StreamReader,
-        downstream: Downstream,
-    ) -> tuple[Exchange, errors.ProxyError | None]:
-        """What is asked, and why no endpoint takes it."""
-        method, headers = message.method, list(message.raw_headers)
-        raw_path, _, query = message.path.partition("?")
-        if not raw_path.startswith("/"):  # absolute form (RFC 9112 section 3.2.2)
-            raw_path, query = message.url.raw_path, message.url.raw_query_string
+        target = message.path
+        if not target.startswith("/"):  # absolute form (RFC 9112 section 3.2.2)
+            target = message.url.raw_path_qs
         refusal: errors.ProxyError | None = None
-        endpoint, path = UNROUTED, "/"
-        if message.version in _VERSIONS:
-            try:
-                endpoint, path = resolve(method, raw_path)
-            except errors.ProxyError as error:
-                refusal = error
-        else:  # what claims to be HTTP/0.9 or HTTP/2.0 in the form of HTTP/1.1
-            refusal = errors.ProxyError(errors.BAD_REQUEST, "Only HTTP/1.0 and HTTP/1.1 are spoken here.")
+        endpoint, path, query = UNROUTED, "/", ""
+        try:
+            endpoint, path, query = resolve(method, target)
+        except errors.ProxyError as error:
+            refusal = error
         exchange = Exchange(
             id=new_exchange_id(),
             endpoint=endpoint,
@@ -103,12 +80,22 @@ class OpenAIApi:
             downstream=downstream,
             trace=None if self._tracing is None else self._tracing.begin(headers),
         )
-        if refusal is None and not _JUDGED.isdisjoint(exchange.first):
+        if refusal is None and not (message.version in _VERSIONS and _JUDGED.isdisjoint(exchange.first)):
             refusal = self._refusal(exchange.first, message)
-        return exchange, refusal
+        try:
+            await serving.pipeline.run(exchange, refusal)
+        except Exception as fault:
+            if downstream.started:
+                raise ConnectionResetError("an answer is out already") from fault
+            raise
+        if downstream.is_cut or not downstream.started:
+            raise ConnectionResetError("cut")
+        return downstream.keeps_alive
 
     def _refusal(self, first: dict[bytes, bytes], message: RawRequestMessage) -> errors.ProxyError | None:
-        """Why headers of `_JUDGED` keep any endpoint from taking this; `first` are the first values of its headers."""
+        """Why no endpoint takes this, whatever it asks; `first` are the first values of its headers."""
+        if message.version not in _VERSIONS:  # what claims to be HTTP/0.9 or HTTP/2.0 in the form of HTTP/1.1
+            return errors.ProxyError(errors.BAD_REQUEST, "Only HTTP/1.0 and HTTP/1.1 are spoken here.")
         coding = first.get(b"transfer-encoding")
         if coding is not None and (coding.strip().lower() != b"chunked" or message.version == HttpVersion10):
             # another coding would stay in the body; and HTTP/1.0 has none at all (RFC 9112 section 6.1)

@@ -54,7 +54,7 @@ class RequestBody(msgspec.Struct, eq=False):
         content = self._content
         if content is EMPTY_PAYLOAD:
             return b""
-        if not content.is_eof() or content.exception() is not None or "Expect" in self._message.headers:
+        if not content.is_eof() or "Expect" in self._message.headers:
             return None
         pieces = content._buffer  # noqa: SLF001 - `read_nowait` makes three calls of each piece, for pauses long over
         data = b"".join(pieces)

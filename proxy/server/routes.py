@@ -49,15 +49,19 @@ _AMBIGUOUS_NAME: Final = re.compile(r"(?:^|/)\.{1,2}(?:/|$)|[\x00-\x1f\x7f]")
 
 
 # how SDKs write them
-_USUAL: Final = {("POST", prefix + path): (row, path) for path, row in _POST.items() for prefix in ("/v1", "")}
+_USUAL: Final = {("POST", prefix + path): (row, path, "") for path, row in _POST.items() for prefix in ("/v1", "")}
 
 
-def resolve(method: str, raw_path: str) -> tuple[Endpoint, str]:
-    """The row for a request, and its path under the base URL.
+def resolve(method: str, target: str) -> tuple[Endpoint, str, str]:
+    """The row for a request, its path under the base URL, and its query.
 
     Raises `ProxyError` 400 for an ambiguous path, 404 for none, 405 for a method the path does not have.
     """
-    return _USUAL.get((method, raw_path)) or _resolve(method, raw_path)
+    usual = _USUAL.get((method, target))
+    if usual is not None:
+        return usual
+    raw_path, _, query = target.partition("?")
+    return *_resolve(method, raw_path), query
 
 
 def _resolve(method: str, raw_path: str) -> tuple[Endpoint, str]:

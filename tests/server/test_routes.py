@@ -39,9 +39,10 @@ PREFIXES = ["", "/v1", "/openai/v1", "/openai/deployments/gpt-4o", "/openai"]
 def test_every_route_exists_with_and_without_prefix(
     prefix: str, method: str, path: str, name: str, treatment: Treatment
 ) -> None:
-    endpoint, below = resolve(method, prefix + path)
+    endpoint, below, query = resolve(method, f"{prefix}{path}?after=x%3Fy?")
     assert (endpoint.name, endpoint.treatment) == (name, treatment)
-    assert below == path
+    assert (below, query) == (path, "after=x%3Fy?")
+    assert resolve(method, prefix + path) == (endpoint, path, "")
 
 
 def test_a_trailing_slash_means_the_same_endpoint() -> None:
@@ -105,4 +106,4 @@ def test_a_known_path_names_the_method_it_takes(method: str, path: str) -> None:
 def test_the_usual_spellings_are_what_the_whole_way_makes_of_them() -> None:
     assert routes._USUAL
     for (method, path), found in routes._USUAL.items():
-        assert routes._resolve(method, path) == found == resolve(method, path)
+        assert (*routes._resolve(method, path), "") == found == resolve(method, path)
