@@ -1,8 +1,8 @@
 """A client's connection: aiohttp's parser, flow control and timers, and our own loop over the requests.
 
-aiohttp's loop makes a task, a request, a writer and a response object for each request; that takes longer than all
-the proxy does to authenticate it. Here the task of the connection serves one request after the other, as the parser
-hands them over. Errors are OpenAI's, and no byte of a request reaches a log, which aiohttp's messages quote.
+aiohttp's loop makes a task, a request, a writer and a response for each request, a tenth of all that one takes. Here
+the task of the connection serves one after the other, as the parser hands them over. Errors are OpenAI's, and no byte
+of a request reaches a log, which aiohttp's messages quote.
 
 What this uses of aiohttp's `RequestHandler` that has no public name: `_parser`, `_messages`, `_ErrInfo`, `_waiter`,
 `_upgraded`, `_close`, `_force_close`; of its bounds `_max_msg_queue_size`, `_msg_queue_resume_size`,
@@ -102,24 +102,25 @@ class Connection(RequestHandler):
         What is not HTTP is answered in its turn, and ends the exchange whose body it breaks off, at once. Behind a
         request to upgrade, which is refused, nothing is read.
         """
-        if self._force_close or self._upgraded or self._parser is None:
+        parser, waiting = self._parser, self._messages
+        if parser is None or self._force_close or self._upgraded:
             return
         messages: Sequence[tuple[RawRequestMessage | _ErrInfo, StreamReader]]
         try:
-            messages, self._upgraded, _ = self._parser.feed_data(data)
+            messages, self._upgraded, _ = parser.feed_data(data)
         except HttpProcessingError as error:
             if not self._content.is_eof():
                 self._content.set_exception(web.RequestPayloadError("broken framing"))
             messages = [(_ErrInfo(400, error, ""), EMPTY_PAYLOAD)]
         if not messages:
             return
+        waiting.extend(messages)
         self._content = messages[-1][1]
-        self._messages.extend(messages)
+        if len(waiting) >= self._max_msg_queue_size and not self._buffer_paused:
+            self._pause_reading_for_buffer()
         waiter = self._waiter
         if waiter is not None and not waiter.done():
             waiter.set_result(None)
-        if len(self._messages) >= self._max_msg_queue_size and not self._buffer_paused:
-            self._pause_reading_for_buffer()
 
     def resume_reading(self, resume_parser: bool = True) -> None:  # noqa: FBT001, FBT002 - aiohttp's signature
         """Read on after a pause; aiohttp asks at the end of each body, and parses nothing once more where none was.
@@ -162,14 +163,15 @@ class Connection(RequestHandler):
                 if not content.is_eof():
                     goes_on = await self._linger(content) and goes_on
                 if content is self._content:
-                    self._content = EMPTY_PAYLOAD  # perhaps nobody read it
+                    self._content = EMPTY_PAYLOAD
+                del message, content  # credentials and a body that nobody read, perhaps, while nothing is asked
         finally:
             if self.transport is not None:
                 self.transport.close()
 
     async def _linger(self, content: StreamReader) -> bool:
         """Read on for a while what nobody wants of a body; whether the client has sent all of it."""
-        if self._force_close:
+        if self._force_close or self.transport is None or self.transport.is_closing():
             return False
         late = self._loop.call_later(_LINGER_S, content.set_exception, TimeoutError())
         try:

@@ -50,7 +50,6 @@ class Downstream(msgspec.Struct, eq=False):
     sent_bytes: int = 0
     first_byte_s: float | None = None
     is_waiting: bool = False
-    is_cut: bool = False
     _pauses: int = 0
     _paused_s: float = 0.0
     _head: bytes = b""  # waits for the first bytes of the body: one packet, one system call
@@ -204,12 +203,15 @@ class Downstream(msgspec.Struct, eq=False):
         """End the body, and wait until the kernel has all of it: only then has the client a whole answer to read."""
         transport = self._connection.transport
         ending = b"0\r\n\r\n" if self._chunked else b""
+        if self._head:
+            ending = self._with_head(ending)
         if transport is None or transport.is_closing():
-            if ending or self._head:
+            if ending:
                 raise ConnectionResetError("the client left before it had the whole answer")
             return
-        if ending or self._head:
-            self._send(ending)
+        if ending:
+            self._written_bytes += len(ending)
+            transport.write(ending)
         if transport.get_write_buffer_size():
             await self._drain()
             if transport.is_closing():
@@ -217,7 +219,7 @@ class Downstream(msgspec.Struct, eq=False):
 
     def cut(self) -> None:
         """End the connection without ending the body; what was written before still goes out, for a while."""
-        self.is_cut = True
+        self.keeps_alive = False
         self.send_head()
         transport = self._connection.transport
         if transport is not None and self._ends_by_closing:
@@ -228,7 +230,7 @@ class Downstream(msgspec.Struct, eq=False):
 
     def abort(self) -> None:
         """Drop the connection at once."""
-        self.is_cut = True
+        self.keeps_alive = False
         if self._connection.transport is not None:
             self._connection.transport.abort()
 

@@ -50,10 +50,7 @@ class OpenAIApi:
         self._tracing = tracing
 
     async def handle(self, connection: Connection, message: RawRequestMessage, content: StreamReader) -> bool:
-        """Serve one request; whether the connection goes on.
-
-        Raises `ConnectionError` when the connection was cut, or is to be closed with nothing added.
-        """
+        """Serve one request; whether the connection goes on. Raises `ConnectionError` where nothing may follow."""
         serving, method, headers = self.serving, message.method, list(message.raw_headers)
         cors = serving.cors.headers(message.headers.get("Origin"))
         downstream = Downstream(connection, message, content, cors, self)
@@ -88,8 +85,6 @@ class OpenAIApi:
             if downstream.started:
                 raise ConnectionResetError("an answer is out already") from fault
             raise
-        if downstream.is_cut or not downstream.started:
-            raise ConnectionResetError("cut")
         return downstream.keeps_alive
 
     def _refusal(self, first: dict[bytes, bytes], message: RawRequestMessage) -> errors.ProxyError | None:
