@@ -219,6 +219,7 @@ def _cases(draw: st.DrawFn) -> _Case:
         [*[chunk(ROLE)] * 4, chunk(b'error: {"code":500}\n\n'), chunk(delta("a"))], 17, 2, StreamShape.CHAT, hides=False
     )
 )
+@example(_Case([chunk(ROLE), chunk(DONE), chunk(b'data: {"object":"error"}\n\n')], 0, 1, StreamShape.CHAT, hides=False))
 async def test_both_forms_write_and_find_the_same(case: _Case) -> None:
     await _both(case)
 
