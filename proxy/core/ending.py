@@ -29,7 +29,9 @@ _FINISH_REASON: Final = re.compile(rb'"finish_reason"\s*:\s*"[^"]')
 _TERMINAL: Final = re.compile(rb'"type"\s*:\s*"response\.(completed|incomplete|failed|cancelled)"')
 _ERROR_MEMBER: Final = re.compile(rb'"error"\s*+(?!:\s*+null)')
 _ERROR_OBJECT: Final = re.compile(rb'"object"\s*+:\s*+"error"')
-_HIDDEN_ERROR: Final = re.compile(rb'(?:\A|[\r\n])(?:(error:)|data:\s*+\[(?!DONE\])|data:[^\r\n]*"object"\s*+:\s*+"error")')
+_HIDDEN_ERROR: Final = re.compile(
+    rb'(?:\A|[\r\n])(?:(error:)|data:\s*+\[(?!DONE\])|data:[^\r\n]*"object"\s*+:\s*+"error")'
+)
 _BLANK_LINE: Final = re.compile(rb"\r\n\r\n|\n[\r\n]|\r\r")
 _NUMBER: Final = re.compile(rb'"sequence_number"\s*:\s*(\d+)')
 _SEQUENCE_NUMBER: Final = b'"sequence_number"'

@@ -170,7 +170,8 @@ async def _run(case: _Case) -> tuple[_Found, int]:
     watching.finish()
     relayed = relaying.result()
     failure = relayed.failure and (relayed.failure.kind, relayed.failure.message)
-    findings = relayed.events, failure, relayed.told_error, stream.received_bytes
+    received = stream.received_bytes if failure is None else None  # else as much as came until then
+    findings = relayed.events, failure, relayed.told_error, received
     return _Found(downstream.body, downstream.ended, findings, watching.observe(3)), downstream.through
 
 
