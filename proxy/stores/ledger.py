@@ -59,7 +59,7 @@ class DatabaseLedger:
         self._closed = False
         self._ended: asyncio.Future[None] = self.loop.create_future()
         self._rhythm = rhythm or Rhythm()
-        self._gathering: asyncio.TimerHandle | None = None  # until the rows that wait are written
+        self.gathering: asyncio.TimerHandle | None = None  # until the rows that wait are written
         self.writer = Writer(
             engine,
             worker,
@@ -93,29 +93,23 @@ class DatabaseLedger:
         self._opened += 1
         entry = LedgerEntry(opened, ledger=self)
         writer.opened.append(entry)
-        if self._gathering is None:
-            self._gather()
+        if self.gathering is None:
+            self.gather()
         return entry
 
-    def settle(self, entry: LedgerEntry) -> None:
-        """Have a row written that is settled by now."""
-        self.writer.settled.append(entry)
-        if self._gathering is None:
-            self._gather()
-
-    def _gather(self) -> None:
+    def gather(self) -> None:
         """Have the writer begin in a while, with all that comes until then."""
-        self._gathering = self.loop.call_later(self._rhythm.gather_s, self._gathered)
+        self.gathering = self.loop.call_later(self._rhythm.gather_s, self._gathered)
 
     def _gathered(self) -> None:
-        self._gathering = None
+        self.gathering = None
         self.writer.wake()
 
     async def close(self, patience_s: float) -> int:
         """Write what waits, for up to `patience_s` seconds; the number of rows that could not be written, ever."""
         self._closed = True
-        if self._gathering is not None:
-            self._gathering.cancel()
+        if self.gathering is not None:
+            self.gathering.cancel()
         self.writer.stop(patience_s)
         # a database that hangs is not waited for: the thread is left behind
         await asyncio.wait({self._ended}, timeout=patience_s)
@@ -147,11 +141,12 @@ class LedgerEntry(Row, eq=False, gc=False, kw_only=True):
         if self.committed:
             return
         ledger = self.ledger
-        loop = ledger.loop
-        waiter: asyncio.Future[bool] = loop.create_future()
+        writer = ledger.writer
+        waiter: asyncio.Future[bool] = ledger.loop.create_future()
         self.waiters.append(waiter)
-        ledger.writer.hurry()
-        timer = loop.call_later(ledger.durable_s, _give_up, waiter)
+        if not writer.is_hurried:
+            writer.hurry()
+        timer = ledger.loop.call_later(ledger.durable_s, _give_up, waiter)
         try:
             # whoever came between the look and the list was not woken
             if not self._is_written() and ledger.problem is None:
@@ -170,7 +165,10 @@ class LedgerEntry(Row, eq=False, gc=False, kw_only=True):
         """Complete the row, soon. Never raises or waits; a second call changes nothing."""
         if self.settled is None:
             self.settled = settled
-            self.ledger.settle(self)
+            ledger = self.ledger
+            ledger.writer.settled.append(self)
+            if ledger.gathering is None:
+                ledger.gather()
 
 
 def unavailable() -> ProxyError:

@@ -1,8 +1,7 @@
-"""The rows of exchanges, and the one statement that writes a batch of them.
+"""The rows of exchanges, and the one statement that writes a batch of them, all as opened or all as settled.
 
-Opened and settled rows go in the same statement, which is a transaction by itself: an opened row changes nothing where
-its id is already there, a settled one replaces what is not fixed at the opening. So a batch may be written again
-whenever it is not known whether it was.
+It is a transaction by itself: an opened row changes nothing where its id is already there, a settled one replaces what
+is not fixed at the opening. So a batch may be written again whenever it is not known whether it was.
 
 One statement a batch also keeps the writer out of the event loop's way: the interpreter lock changes hands at every
 step of SQLite, and a busy loop gives it back only every 5 ms. A statement a row wrote 300 rows/s then, this 3,000.
@@ -25,13 +24,13 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Dialect
 
+    from proxy.core.usage import Usage
     from proxy.stores.base import Opened, Settled
 
 MAX_ROWS: Final = 128
 
 _COLUMNS: Final = tuple(EXCHANGES.c)
 _NAMES: Final = tuple(column.name for column in _COLUMNS)
-_NO_ID: Final = ("",)  # rows without one fill a statement up, and are not written
 _KNOWN: Final = _NAMES.index("ended_ms")  # so many are known of a row that is not settled
 _UPSTREAM: Final = _NAMES.index("upstream")
 _REPLACED: Final = ("upstream", *_NAMES[_KNOWN:])
@@ -56,62 +55,62 @@ class Row(msgspec.Struct, eq=False, gc=False):
     waiters: list[asyncio.Future[bool]] = msgspec.field(default_factory=list)
     fixed: tuple[object, ...] | None = None
 
-    def values(self, worker: str) -> tuple[object, ...]:
-        """What the table's columns take, in their order; clean, whatever clients and upstreams sent.
-
-        Of a row that is not settled, as far as it is known.
-        """
+    def as_opened(self, worker: str) -> tuple[object, ...]:
+        """What the columns take that are known from the opening; clean, whatever clients sent."""
         fixed = self.fixed
         if fixed is None:  # as a rule a row is written twice
-            fixed = self.fixed = _fixed(self.opened, worker)
-        settled = self.settled
-        if settled is None:
-            return fixed
+            opened = self.opened
+            texts: tuple[str, ...] = (opened.key_id, opened.endpoint, opened.model, opened.upstream)
+            if not _is_plain("".join(texts)):
+                texts = tuple(map(_text, texts))
+            fixed = self.fixed = (
+                opened.id,
+                worker,
+                *texts,
+                1 if opened.streamed else 0,  # a bool takes SQLite's driver as long as a None
+                opened.started_ms,
+                _within(opened.reserved_tokens, _MOST_TOKENS),
+                _within(opened.reserved_nano_usd, _MOST_NANO_USD),
+            )
+        return fixed
+
+    def as_settled(self, worker: str) -> tuple[object, ...]:
+        """What all columns take, in the table's order; clean, whatever upstreams sent. The row must be settled."""
+        settled: Any = self.settled
+        fixed = self.as_opened(worker)
         if settled.upstream is not None and settled.upstream != self.opened.upstream:
             fixed = (*fixed[:_UPSTREAM], _text(settled.upstream), *fixed[_UPSTREAM + 1 :])
-        return fixed + _settled(settled)
+        usage: tuple[float, ...] = settled.usage
+        if max(usage) > _MOST_TOKENS or min(usage) < 0 or not math.isfinite(settled.usage.audio_s):
+            usage = _clean(settled.usage)
+        return (
+            *fixed,
+            settled.ended_ms,
+            settled.status,
+            settled.outcome,
+            f"{settled.grade}",  # a plain text: of an enumeration sqlite3 asks for an adapter
+            *usage,
+            _within(settled.cost_nano_usd, _MOST_NANO_USD),
+            settled.attempts,
+            settled.first_byte_ms,
+        )
 
 
-def _fixed(opened: Opened, worker: str) -> tuple[object, ...]:
-    return (
-        opened.id,
-        worker,
-        _text(opened.key_id),
-        _text(opened.endpoint),
-        _text(opened.model),
-        _text(opened.upstream),
-        1 if opened.streamed else 0,  # a bool takes SQLite's driver as long as a None
-        opened.started_ms,
-        _within(opened.reserved_tokens, _MOST_TOKENS),
-        _within(opened.reserved_nano_usd, _MOST_NANO_USD),
-    )
-
-
-def _settled(settled: Settled) -> tuple[object, ...]:
-    *tokens, audio_s = settled.usage
-    if max(tokens) > _MOST_TOKENS or min(tokens) < 0:
-        tokens = [_within(int(count), _MOST_TOKENS) for count in tokens]
-    return (
-        settled.ended_ms,
-        settled.status,
-        settled.outcome,
-        settled.grade.value,
-        *tokens,
-        audio_s if math.isfinite(audio_s) else 0.0,
-        _within(settled.cost_nano_usd, _MOST_NANO_USD),
-        settled.attempts,
-        settled.first_byte_ms,
-    )
+def _clean(usage: Usage) -> tuple[float, ...]:
+    *tokens, audio_s = usage
+    return (*[_within(int(count), _MOST_TOKENS) for count in tokens], audio_s if math.isfinite(audio_s) else 0.0)
 
 
 def _within(number: int, most: int) -> int:
     return number if 0 <= number <= most else max(0, min(number, most))
 
 
+def _is_plain(text: str) -> bool:
+    return text.isascii() and "\0" not in text
+
+
 def _text(text: str) -> str:
     """Without what PostgreSQL (NUL) or UTF-8 (lone surrogates) cannot hold."""
-    if text.isascii() and "\0" not in text:
-        return text
     return text.replace("\0", "\N{REPLACEMENT CHARACTER}").encode("utf-8", "replace").decode()
 
 
@@ -125,7 +124,7 @@ class Upsert(Protocol):
     """The statement for a batch, in the words of a database's driver."""
 
     def __call__(self, rows: list[tuple[object, ...]]) -> tuple[str, tuple[object, ...]]:
-        """The statement and its parameters for 1 to `MAX_ROWS` rows of different ids."""
+        """The statement and its parameters for 1 to `MAX_ROWS` rows of different ids, all opened or all settled."""
 
 
 def upsert_for(dialect: Dialect) -> Upsert:
@@ -134,39 +133,40 @@ def upsert_for(dialect: Dialect) -> Upsert:
 
 
 class _SqliteUpsert:
-    """Each value a parameter; what is not known yet is written as NULL in the statement.
+    """Each value a parameter. The number of rows is rounded up to a power of two, so that few statements are enough.
 
-    As a parameter a None takes 0.4 us and a number 0.1: sqlite3 looks for an adapter of its type. The numbers of open
-    and of settled rows are rounded up to powers of two, so that few statements are enough.
+    What fills a statement up has the first row's id and changes nothing: neither as opened nor, as it ended at 0, as
+    settled. It holds numbers: a text as parameter takes 0.1 us more, and a None 0.3, since sqlite3 looks for an adapter
+    of its type.
     """
 
     def __init__(self, dialect: Dialect) -> None:
-        shape = [sa.column(column.name, column.type) for column in _COLUMNS]
-        row = tuple(sa.bindparam(column.name, type_=column.type) for column in _COLUMNS)
-        batch = sa.values(*shape, name="batch").data([row]).cte("batch")
-        insert = insert_of(dialect)(EXCHANGES).from_select(_NAMES, sa.select(batch).where(batch.c.id != sa.text("''")))
-        # compiled for one row; for more its parameters are repeated, since compiling 128 rows takes 50 ms
-        self._settled = f"({', '.join('?' * len(_NAMES))})"
-        self._opened = f"({', '.join([*'?' * _KNOWN, *['NULL'] * (len(_NAMES) - _KNOWN)])})"
-        self._before, self._after = str(_on_conflict(insert).compile(dialect=dialect)).split(self._settled)
+        insert = insert_of(dialect)(EXCHANGES)
+        opening = insert.values(_parameters(_COLUMNS[:_KNOWN])).on_conflict_do_nothing(index_elements=[EXCHANGES.c.id])
+        settling = _on_conflict(insert.values(_parameters(_COLUMNS)))
+        self._texts = {
+            width: str(statement.compile(dialect=dialect)).split(_marks(width))
+            for width, statement in ((_KNOWN, opening), (len(_COLUMNS), settling))
+        }
         self._statements: dict[tuple[int, int], str] = {}
 
     def __call__(self, rows: list[tuple[object, ...]]) -> tuple[str, tuple[object, ...]]:
-        opened = [row for row in rows if len(row) == _KNOWN]
-        settled = [row for row in rows if len(row) != _KNOWN]
-        sizes = _rounded_up(len(opened)), _rounded_up(len(settled))
-        statement = self._statements.get(sizes)
+        width, number = len(rows[0]), len(rows)
+        size = 1 << (number - 1).bit_length()
+        statement = self._statements.get((width, size))
         if statement is None:
-            values = ", ".join([self._opened] * sizes[0] + [self._settled] * sizes[1])
-            statement = self._statements[sizes] = self._before + values + self._after
-        opened += [_NO_ID * _KNOWN] * (sizes[0] - len(opened))
-        settled += [_NO_ID * len(_NAMES)] * (sizes[1] - len(settled))
-        return statement, (*chain.from_iterable(opened), *chain.from_iterable(settled))
+            # compiled for one row; for more its parameters are repeated, since compiling 128 rows takes 50 ms
+            statement = self._statements[width, size] = ", ".join([_marks(width)] * size).join(self._texts[width])
+        filling = (rows[0][0], *[0] * (width - 1)) * (size - number)
+        return statement, (*chain.from_iterable(rows), *filling)
 
 
-def _rounded_up(number: int) -> int:
-    """To a power of two; nothing stays nothing."""
-    return 1 << (number - 1).bit_length() if number else 0
+def _parameters(columns: tuple[sa.Column[Any], ...]) -> dict[str, sa.BindParameter[Any]]:
+    return {column.name: sa.bindparam(column.name, type_=column.type) for column in columns}
+
+
+def _marks(width: int) -> str:
+    return f"({', '.join('?' * width)})"
 
 
 class _PostgresUpsert:
@@ -195,6 +195,6 @@ def _on_conflict(insert: Any) -> sa.Insert:
     statement: sa.Insert = insert.on_conflict_do_update(
         index_elements=[EXCHANGES.c.id],
         set_={name: excluded[name] for name in _REPLACED},
-        where=excluded.ended_ms.is_not(None),
+        where=excluded.ended_ms > sa.text("0"),  # neither null, of an opened row, nor what fills SQLite's statement up
     )
     return statement

@@ -51,7 +51,8 @@ _QUICK_S: Final = 1.0
 class Writer:
     """Writes rows to a database from a thread of its own.
 
-    `opened` takes rows for when the next batch is written, `settled` those among them that are settled by then.
+    `opened` takes rows for when somebody waits for one of them or they have gathered, `settled` the same rows once they
+    are settled, for when they have gathered.
     `told(rows, written)` is called from that thread after every commit and every failure, with the rows concerned;
     `on_commit(seconds, rows)` after every commit.
     """
@@ -78,9 +79,11 @@ class Writer:
         self._row_errors = row_errors_of(engine.dialect)
         self.opened: deque[Row] = deque()
         self.settled: deque[Row] = deque()
-        self._batch: list[Row] = []  # in work, or kept because it could not be written
+        self._opening: list[Row] = []  # the batch in work, or kept because it could not be written
+        self._settling: list[Row] = []
         self._wakes: queue.SimpleQueue[None] = queue.SimpleQueue()
-        self._hurried = False
+        self.is_hurried = False
+        self._is_due = False  # what has gathered
         self._give_up_s: float | None = None
         self._retry_s = 0.0
         self._began_s = 0.0
@@ -96,7 +99,7 @@ class Writer:
     def waiting(self) -> int:
         """Rows handed over that are not committed yet, each counted once."""
         # copies are made in one step of the interpreter: a deque must not be read while another thread adds to it
-        rows = {*self.opened.copy(), *self.settled.copy(), *self._batch}
+        rows = {*self.opened.copy(), *self.settled.copy(), *self._opening, *self._settling}
         return sum(not row.finished for row in rows)
 
     def start(self) -> None:
@@ -106,13 +109,13 @@ class Writer:
     def wake(self) -> None:
         """Rows have gathered: commit what is there."""
         if self.opened or self.settled:
+            self._is_due = True
             self._wakes.put(None)
 
     def hurry(self) -> None:
-        """Somebody waits for a row: commit what is there as soon as possible."""
-        if not self._hurried:
-            self._hurried = True
-            self._wakes.put(None)
+        """Somebody waits for an opened row: commit these as soon as possible. Needless while `is_hurried`."""
+        self.is_hurried = True
+        self._wakes.put(None)
 
     def stop(self, patience_s: float) -> None:
         """Write what is there and end; give up after `patience_s` seconds."""
@@ -157,10 +160,10 @@ class Writer:
                 self._sweeping = True
             self._write(cursor)
             self._tries_again = False
-            if self.problem is not None and not self._batch:
+            if self.problem is not None:
                 self.problem = None
                 _log.warning("the ledger can be written again; %d rows wait", self.waiting)
-            if self._sweeping and not self._hurried and self._give_up_s is None:
+            if self._sweeping and not self.is_hurried and self._give_up_s is None:
                 self._sweep()
             self._gather()
         if not self.waiting:
@@ -176,68 +179,85 @@ class Writer:
 
     def _gather(self) -> None:
         """Sleep until a batch or something else is due."""
-        if self._hurried or self._give_up_s is not None or len(self.opened) + len(self.settled) >= MAX_ROWS:
+        if self.is_hurried or self._has_gathered() or len(self.opened) >= MAX_ROWS:
             return
         limit_s = self._rhythm.sweep_pause_s if self._sweeping else max(self._beat_due_s - time.monotonic(), 0.0)
-        if self.opened or self.settled:  # left over of a larger batch, or handed over while nobody heeded the wakes
+        if self.opened or self.settled:  # handed over while nobody heeded the wakes
             limit_s = min(limit_s, self._rhythm.gather_s)
-        with contextlib.suppress(queue.Empty):
+        try:
             self._wakes.get(timeout=limit_s)
+        except queue.Empty:
+            self._is_due = True
+
+    def _has_gathered(self) -> bool:
+        return self._is_due or self._give_up_s is not None or len(self.settled) >= MAX_ROWS
 
     def _take(self) -> None:
-        """Fill the batch: what somebody may wait for first, each row once."""
-        self._hurried = False
+        """Fill the batch, each row once: with what somebody may wait for, and with what is settled if it has gathered.
+
+        A row leaves its deque when it is in the batch: `waiting` must not miss it in between.
+        """
+        self.is_hurried = False
         while not self._wakes.empty():  # who woke this thread has handed rows over before
             self._wakes.get_nowait()
-        rows: set[Row] = set()
-        for waiting in (self.opened, self.settled):
-            while waiting and len(rows) < MAX_ROWS:
-                row = waiting[0]
-                if not row.finished and row not in rows:
-                    rows.add(row)
-                    self._batch.append(row)
-                waiting.popleft()  # now that it is in the batch: `waiting` must not miss it in between
-        if self.opened:
-            self._hurried = True
+        opened, settled = self.opened, self.settled
+        if self._has_gathered():
+            self._is_due = False
+            while settled and len(self._settling) < MAX_ROWS:
+                if not settled[0].finished:
+                    self._settling.append(settled[0])
+                settled.popleft()
+            if settled:
+                self._is_due = True
+        while opened and len(self._opening) < MAX_ROWS:
+            if opened[0].settled is None:  # else it comes, or came, with the settled
+                self._opening.append(opened[0])
+            opened.popleft()
+        if opened:
+            self.is_hurried = True
 
     def _write(self, cursor: Any) -> None:
         """Commit a batch, if there is one; on failure it stays, and whoever waits is told."""
-        if not self._batch:
+        if not (self._opening or self._settling):
             self._take()
-        if self._batch:
-            self._commit(cursor, self._batch)
+        for batch in (self._opening, self._settling):
+            if batch:
+                self._commit(cursor, batch, len(batch))
 
-    def _commit(self, cursor: Any, rows: list[Row]) -> None:
-        """Write these, the first of the batch, and take them from it; by halves, where one of them is not taken."""
-        # a row may be settled while it is written as opened; then it comes again
-        settled = [row for row in rows if row.settled is not None]
+    def _commit(self, cursor: Any, batch: list[Row], number: int) -> None:
+        """Write the first so many of a batch, and take them from it; by halves, where one of them is not taken."""
+        rows = batch[:number]
+        are_settled = batch is self._settling
+        worker = self._worker
         began_s = time.perf_counter()
         try:
-            cursor.execute(*self._upsert([row.values(self._worker) for row in rows]))
+            values = [row.as_settled(worker) if are_settled else row.as_opened(worker) for row in rows]
+            cursor.execute(*self._upsert(values))
         except self._row_errors as error:
-            if len(rows) == 1:
-                self._reject(rows[0], error)
+            if number == 1:
+                self._reject(batch, error)
             else:
-                self._commit(cursor, rows[: len(rows) // 2])
-                self._commit(cursor, rows[len(rows) // 2 :])
+                self._commit(cursor, batch, number // 2)
+                self._commit(cursor, batch, number - number // 2)
             return
         took_s = time.perf_counter() - began_s
         check_file(self._engine, cursor)
         for row in rows:
             row.committed = True
-        for row in settled:
-            row.finished = True
-        self.finished_rows += len(settled)
-        self._batch = self._batch[len(rows) :]
+            row.finished = are_settled
+        if are_settled:
+            self.finished_rows += number
+        del batch[:number]
         self._told(rows, True)
-        self._on_commit(took_s, len(rows))
+        self._on_commit(took_s, number)
 
-    def _reject(self, row: Row, error: Exception) -> None:
+    def _reject(self, batch: list[Row], error: Exception) -> None:
         """Give up a row that can never be written: it may not keep all others from it."""
+        row = batch[0]
         row.finished = True
         self.finished_rows += 1
         self.rejected_rows += 1
-        self._batch = self._batch[1:]
+        del batch[0]
         _log.error("the ledger does not take the row of exchange %s: %s", row.opened.id, describe(error))
         self._told([row], False)
 
@@ -255,7 +275,7 @@ class Writer:
         # taken and put back: a deque must not be read while another thread adds to it
         opened = [self.opened.popleft() for _ in range(len(self.opened))]
         self.opened.extend(opened)
-        self._told([*self._batch, *opened], False)
+        self._told([*self._opening, *self._settling, *opened], False)
 
     def _wait_to_retry(self) -> None:
         deadline_s = time.monotonic() + self._retry_s
