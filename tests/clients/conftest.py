@@ -11,7 +11,15 @@ from proxy.simulator.server import Simulator
 from tests.fakes.running import KEY, Running, running
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterator
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_authorities(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Each client of an SDK would read the system's authorities, in 30 ms; here nobody speaks TLS."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SSL_CERT_DIR", str(tmp_path_factory.mktemp("no authorities")))
+        yield
 
 
 @pytest.fixture

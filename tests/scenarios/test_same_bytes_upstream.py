@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from tests.fakes.client import Answer
     from tests.fakes.raw_upstream import RawPeer
 
-pytestmark = pytest.mark.usefixtures("relay_form")
-
 _OK: Final = head("200 OK", "application/json", "Content-Length: 2", chunked=False) + b"{}"
 _RENAMED: Final[dict[str, Any]] = {
     "models": {"*": ModelConfig(), "alias": ModelConfig(routes=(RouteConfig(model="real/model-1"),))}
