@@ -10,6 +10,8 @@ from __future__ import annotations
 import enum
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from proxy.core.patterns import Remembered
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
@@ -187,39 +189,25 @@ CORS_EXPOSED: Final = (
 )
 
 
-# Names come from strangers: what is remembered of them must not grow with what they think of.
-_REMEMBERED_NAMES: Final = 256
-_REMEMBERED_NAME_BYTES: Final = 64
 # All that most Connection headers say: it names no header.
 _NAMES_NO_HEADER: Final = frozenset({b"keep-alive", b"close"})
-
-
-class _Verdicts(dict[bytes, bool | None]):
-    """What becomes of a header, by its name as it is spelled: it crosses, or not; None: it is a Connection header.
-
-    Worked out once for each spelling.
-    """
-
-    def __init__(self, where: Stop, replaced: Iterable[bytes]) -> None:
-        names = [name for rule in RULES if rule.stop & where for name in rule.names]
-        self._exact = frozenset([*(name for name in names if not name.endswith(b"*")), *replaced])
-        self._prefixes = tuple(name[:-1] for name in names if name.endswith(b"*"))
-
-    def __missing__(self, spelled: bytes) -> bool | None:
-        name = spelled.lower()
-        verdict = None if name == b"connection" else name not in self._exact and not name.startswith(self._prefixes)
-        if len(self) >= _REMEMBERED_NAMES:
-            self.clear()
-        if len(spelled) <= _REMEMBERED_NAME_BYTES:
-            self[spelled] = verdict
-        return verdict
 
 
 class Crossing:
     """Lets pass what no rule for `where` stops, and no header of a name in `replaced`, which is in lower case."""
 
     def __init__(self, where: Stop, replaced: Iterable[bytes] = ()) -> None:
-        self._verdicts = _Verdicts(where, replaced)
+        names = [name for rule in RULES if rule.stop & where for name in rule.names]
+        self._exact = frozenset([*(name for name in names if not name.endswith(b"*")), *replaced])
+        self._prefixes = tuple(name[:-1] for name in names if name.endswith(b"*"))
+        self._verdicts = Remembered(self._verdict)
+
+    def _verdict(self, spelled: bytes) -> bool | None:
+        """What becomes of a header of that name: it crosses, or not; None: it is a Connection header."""
+        name = spelled.lower()
+        if name == b"connection":
+            return None
+        return name not in self._exact and not name.startswith(self._prefixes)
 
     def of(self, received: Sequence[tuple[bytes, bytes]]) -> RawHeaders:
         """The headers that cross, in order and spelled as received."""

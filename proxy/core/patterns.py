@@ -13,18 +13,19 @@ from typing import TYPE_CHECKING, Final, TypeVar
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-_REMEMBERED_NAMES: Final = 1024  # names come from clients: what is remembered must not grow with what they think of
+_REMEMBERED_NAMES: Final = 1024  # names come from strangers: what is remembered must not grow with what they think of
 _REMEMBERED_NAME_CHARACTERS: Final = 256
+_Name = TypeVar("_Name", bound="str | bytes")
 _Found = TypeVar("_Found")
 
 
-class Remembered(dict[str, _Found]):
+class Remembered(dict[_Name, _Found]):
     """What `find` says of names, of those asked for lately without asking it again: `remembered[name]`."""
 
-    def __init__(self, find: Callable[[str], _Found]) -> None:
+    def __init__(self, find: Callable[[_Name], _Found]) -> None:
         self._find = find
 
-    def __missing__(self, name: str) -> _Found:
+    def __missing__(self, name: _Name) -> _Found:
         found = self._find(name)
         if len(name) <= _REMEMBERED_NAME_CHARACTERS:
             if len(self) >= _REMEMBERED_NAMES:

@@ -8,18 +8,28 @@ from __future__ import annotations
 import re
 from typing import Final
 
+from proxy.core.patterns import Remembered
+
 MAX_USUAL_BYTES: Final = 8 * 1024  # less than `framing.py` takes, in lines too
 _MAX_USUAL_LINES: Final = 128
 
-_STATUS_LINE: Final = re.compile(rb"HTTP/1\.1 200(?: ([ -~]*))?\r\n")
-# RFC 9110 section 5.6.2 has the characters of a name. With as many of these as line ends, a head has no other lines.
-_LINE: Final = re.compile(rb"\r\n([!#-'*+\-.^_`|~0-9A-Za-z]++): ([!-~](?:[ -~]*[!-~])?)(?=\r\n|\Z)")
-# in lower case; the names that say where the response ends, or what becomes of the connection
-_FRAMING: Final = re.compile(
-    rb"\n(?!connection: keep-alive(?:\r|\Z))"
-    rb"(connection|content-length|keep-alive|proxy-connection|transfer-encoding|upgrade): ([^\r]*)"
+_REASONS: Final = {b"HTTP/1.1 200 OK": b"OK", b"HTTP/1.1 200 ": b"", b"HTTP/1.1 200": b""}
+_TEXT: Final = bytes(range(0x20, 0x7F))
+_TOKEN: Final = re.compile(rb"[!#-'*+\-.^_`|~0-9A-Za-z]+")  # RFC 9110 section 5.6.2
+_FRAMING: Final = frozenset(
+    (b"connection", b"content-length", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"upgrade")
 )
+_NO_NAME: Final = b":"
 _MAX_DIGITS: Final = 18
+
+
+def _doubt(spelled: bytes) -> bytes:
+    """b"" for a header's name that can be passed over, `_NO_NAME` for what is none, else the name in lower case."""
+    name = spelled.lower()
+    return _NO_NAME if _TOKEN.fullmatch(name) is None else name if name in _FRAMING else b""
+
+
+_doubts: Final = Remembered(_doubt)
 
 
 def usual_head(data: bytes) -> tuple[bytes, list[tuple[bytes, bytes]], int | None, bytes] | None:
@@ -28,16 +38,27 @@ def usual_head(data: bytes) -> tuple[bytes, list[tuple[bytes, bytes]], int | Non
     None for any other head, and for one that is not whole.
     """
     head, end, rest = data.partition(b"\r\n\r\n")
-    status = _STATUS_LINE.match(head)
-    if not end or status is None or len(head) > MAX_USUAL_BYTES:
+    status, *lines = head.split(b"\r\n")
+    reason = _REASONS.get(status)
+    if not end or reason is None or len(head) > MAX_USUAL_BYTES or len(lines) > _MAX_USUAL_LINES:
         return None
-    headers = _LINE.findall(head)
-    framing = _FRAMING.findall(head.lower())
-    if len(framing) != 1 or not len(headers) == head.count(b"\n") <= _MAX_USUAL_LINES:
+    if len(head.translate(None, _TEXT)) != 2 * len(lines):  # more than the ends of the lines
         return None
-    name, value = framing[0]
-    if name == b"content-length" and value.isdigit() and len(value) <= _MAX_DIGITS:
-        return status[1] or b"", headers, int(value), rest
-    if name == b"transfer-encoding" and value == b"chunked":
-        return status[1] or b"", headers, None, rest
+    headers, doubts, framing = [], _doubts, None
+    for line in lines:
+        name, _, value = line.partition(b":")
+        value = value.strip()
+        headers.append((name, value))
+        doubt = doubts[name]
+        if not value or (doubt and not (doubt == b"connection" and value.lower() == b"keep-alive")):
+            if framing is not None:
+                return None
+            framing = doubt, value
+    if framing is None:
+        return None
+    doubt, value = framing
+    if doubt == b"content-length" and value.isdigit() and len(value) <= _MAX_DIGITS:
+        return reason, headers, int(value), rest
+    if doubt == b"transfer-encoding" and value.lower() == b"chunked":
+        return reason, headers, None, rest
     return None

@@ -20,7 +20,8 @@ _LINES = st.sampled_from([
     b"Connection: keep-alive", b"Connection: Keep-Alive", b"Connection: close", b"connection: keep-alive, x-a",
     b"Keep-Alive: timeout=5", b"Proxy-Connection: close", b"Upgrade: h2c", b"Connection: upgrade",
     b"X-A: b ", b"X-A:  b",    b"X-A: b\tc", b"X-A:", b"X-A : b", b" folded: a", b"X-A: \xe9", b"X-A: a\rb",
-    b"X-A: a\nb",    b"X\x00A: b", b"no colon",
+    b"X-A: a\nb",    b"X\x00A: b", b"no colon", b"colonless",
+    b"X-A:b", b"X-A: \tb", b"X-A: b\x0b", b"X-A: ", b"X-A: b:  c",
     b"X-A: Content-Length: 5", b"Set-Cookie: a=b; c", b"A(b): c", b": c", b"", b"X-A: b\x7f",
     b"!#$%&'*+-.^_`|~09Az: ~",
 ])  # fmt: skip
@@ -73,6 +74,7 @@ def test_the_short_way_reads_what_the_general_way_reads(
     [
         (b"HTTP/1.1 200 OK\r\nServer: x\r\nContent-Length: 5\r\nX-A: b c\r\n\r\nhello", 5, b"hello"),
         (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nConnection: keep-alive\r\n\r\n5\r\n", None, b"5\r\n"),
+        (b"HTTP/1.1 200 OK\r\nSet-Cookie: a\r\nSet-Cookie: b\r\nContent-Length:5 \r\n\r\nhello", 5, b"hello"),
         (b"HTTP/1.1 200\r\ncontent-length: 0\r\n\r\n", 0, b""),
     ],
 )
