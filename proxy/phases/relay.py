@@ -18,7 +18,7 @@ import msgspec
 from proxy.core import errors
 from proxy.core.discreet import Discreet
 from proxy.core.ending import EndingWatch, StreamShape, parted_at_hidden_error
-from proxy.core.headers import to_downstream
+from proxy.core.headers import header, to_downstream
 from proxy.core.sse import KEEPALIVE_COMMENT, EventScanner
 from proxy.phases.forward import AnswerKind, read_error
 from proxy.phases.relay_at_transport import EventFlow, may_flow
@@ -96,17 +96,17 @@ def _start(
     headers = to_downstream(answer.stream.head.headers)
     if secrets:
         headers = [(name, _without(value, secrets)) for name, value in headers]
-    names = set(map(bytes.lower, dict(headers)))
     ours = sluice_headers(exchange)
-    if b"x-request-id" not in names:
+    if header(headers, b"x-request-id") is None:
         headers.append((b"x-request-id", ours[0][1]))
-    headers += ours + along.headers
     if answer.kind is AnswerKind.EVENTS:
         headers.append((b"X-Accel-Buffering", b"no"))  # nginx buffers proxied answers otherwise
-        if b"content-type" not in names:
+        if header(headers, b"content-type") is None:
             headers.append((b"Content-Type", b"text/event-stream"))
-        if b"cache-control" not in names:
+        if header(headers, b"cache-control") is None:
             headers.append((b"Cache-Control", b"no-cache"))
+    headers += ours
+    headers += along.headers
     exchange.downstream.start(answer.stream.head.status, headers, content_length)
 
 
