@@ -23,7 +23,6 @@ Edit = tuple[int, int, bytes]
 
 # The members of a request, and of its stream_options, that decide something here.
 _AMOUNTS: Final = ("max_tokens", "max_completion_tokens", "max_output_tokens", "n", "best_of")
-_AMOUNTS_READ: Final = frozenset(_AMOUNTS)
 _READ_MEMBERS: Final = frozenset({"model", "stream", "stream_options", *_AMOUNTS})
 # up to a billion: what is reserved must be what the upstream may do, and to some a negative one means "no limit"
 _AMOUNT: Final = re.compile(rb"0|[1-9][0-9]{0,8}|null")
@@ -65,15 +64,18 @@ def read_metered(body: bytes) -> MeteredRequest:
 def _read_usual(body: bytes) -> MeteredRequest | None:
     """As `_read_any` would; None for what that must judge."""
     values = compact_members(body) if len(body) <= _MOST_COMPACT_BYTES else None
-    if values is None or not _READ_MEMBERS.isdisjoint(map(str.casefold, values.keys() - _READ_MEMBERS)):
+    if values is None:
         return None
-    for name in values.keys() & _AMOUNTS_READ:
-        if _AMOUNT.fullmatch(values[name]) is None:
+    names = "".join(values)
+    if not (names.isascii() and names.islower()):  # as all are that APIs have: none is another spelling of one read
+        return None
+    for name in _AMOUNTS:
+        if name in values and _AMOUNT.fullmatch(values[name]) is None:
             return None
     # a string cannot hold this, so the only one there is names the member
-    start = body.find(_MODEL_NAME) + len(_MODEL_NAME)
-    if "model" not in values or body.find(_MODEL_NAME, start) >= 0:
+    if "model" not in values or body.count(_MODEL_NAME) != 1:
         return None
+    start = body.find(_MODEL_NAME) + len(_MODEL_NAME)
     try:
         model = _STRING.decode(values["model"])
     except msgspec.DecodeError:
