@@ -202,7 +202,7 @@ def _in_flight(exchange: Exchange, live: Live, now_s: float) -> InFlight:
         endpoint=exchange.endpoint.name,
         model=None if found.target is None else found.target.label,
         upstream=found.upstream,
-        phase=exchange.timeline.phase.value,
+        phase=exchange.timeline.phase,
         age_s=round(now_s - exchange.timeline.arrived_s, 3),
         attempts=0 if found.account is None else found.account.attempts,
         sent_bytes=exchange.downstream.sent_bytes,

@@ -17,7 +17,6 @@ import click
 import msgspec
 from rich.cells import cell_len, chop_cells
 
-from proxy.core.usage import Grade
 from proxy.stores.base import LedgerProblem
 from proxy.stores.usage import open_read_only, report
 
@@ -32,9 +31,9 @@ _COUNTS: Final = ("requests", "input_tokens", "cached_tokens", "output_tokens", 
 _HEADINGS: Final = ("requests", "input", "cached", "output", "reasoning", "cost (USD)")
 _FORMULA: Final = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")  # and in full width
 _GRADES: Final = {
-    Grade.EXACT: "said by the upstream",
-    Grade.COUNTED: "counted by Sluice",
-    Grade.UNKNOWN: "charged as reserved",
+    "exact": "said by the upstream",
+    "counted": "counted by Sluice",
+    "unknown": "charged as reserved",
 }
 _NARROWEST: Final = 16  # what is left of a column of names in a terminal that is too narrow
 _GAP: Final = "  "
@@ -128,9 +127,9 @@ def _trust(report: Report) -> list[str]:
     cost = Decimal(report.total.cost_usd)
     lines = [f"{'':9}{'tokens':>8}{'cost':>9}"]
     for grade, meaning in _GRADES.items():
-        share = report.grades[grade.value]
+        share = report.grades[grade]
         of_tokens, of_cost = percentage(Decimal(share.tokens), tokens), percentage(Decimal(share.cost_usd), cost)
-        lines.append(f"{grade.value:9}{of_tokens:>8}{of_cost:>9}  {meaning}: {_so_many(share.requests, 'request')}")
+        lines.append(f"{grade:9}{of_tokens:>8}{of_cost:>9}  {meaning}: {_so_many(share.requests, 'request')}")
     return lines
 
 

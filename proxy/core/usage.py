@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import enum
-from typing import NamedTuple
+from typing import Final, Literal, NamedTuple, get_args
 
+Grade = Literal["exact", "counted", "unknown"]
+"""How far the figures of an exchange can be trusted.
 
-class Grade(enum.StrEnum):
-    """How far the figures of an exchange can be trusted."""
-
-    EXACT = "exact"  # the upstream said what was used, or nothing was
-    COUNTED = "counted"  # every event up to a known stop was seen, and its text counted
-    UNKNOWN = "unknown"  # the answer could not be followed: what was reserved is charged
+exact: the upstream said what was used, or nothing was. counted: every event up to a known stop was seen, and its text
+counted. unknown: the answer could not be followed, and what was reserved is charged.
+"""
+GRADES: Final[tuple[Grade, ...]] = get_args(Grade)
 
 
 class Usage(NamedTuple):

@@ -15,7 +15,6 @@ import msgspec
 from proxy.core import errors
 from proxy.core.headers import header
 from proxy.core.retry import CREDENTIAL_STATUSES, Happened, Sent, decide, retry_after_of
-from proxy.phases.exchange import Phase
 from proxy.phases.forward import AnswerKind, Course, forward
 from proxy.phases.patience import Patience
 from proxy.phases.places import Ask
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
     from proxy.phases.account import Account
     from proxy.phases.admit import Admission
     from proxy.phases.balancer import Balancer
-    from proxy.phases.exchange import Exchange
+    from proxy.phases.exchange import Exchange, Phase
     from proxy.phases.forward import Answer
     from proxy.phases.hedging import Hedge
     from proxy.phases.places import Place
@@ -105,12 +104,12 @@ class Attempts:
             principal.plan.weight,
             len(admission.body),
             target.model.routes,
-            waits=lambda: enter(Phase.QUEUE),
+            waits=lambda: enter("queue"),
         )
         place = self._balancer.at_once(ask) or await self._balancer.place(ask)
         course = Course(exchange, admission, account, ask, asyncio.get_running_loop().time())
         while True:
-            enter(Phase.FORWARD)
+            enter("forward")
             if self._hedge is None or admission.rest is not None:
                 outcome = await self._try(course, place)
             else:

@@ -10,7 +10,7 @@ import enum
 import random
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Literal, Protocol, get_args
 
 import msgspec
 
@@ -47,17 +47,9 @@ def new_exchange_id() -> str:
     return f"sl_{time.time_ns() // 1_000_000:011x}{unlike:016x}"
 
 
-class Phase(enum.StrEnum):
-    """Where an exchange stands; the words of the log line and of the metrics."""
-
-    AUTHENTICATE = "authenticate"
-    ADMIT = "admit"
-    ROUTE = "route"
-    QUEUE = "queue"
-    FORWARD = "forward"
-    RELAY = "relay"
-    SETTLE = "settle"
-    DONE = "done"
+Phase = Literal["authenticate", "admit", "route", "queue", "forward", "relay", "settle", "done"]
+"""Where an exchange stands; the words of the log line and of the metrics."""
+PHASES: Final[tuple[Phase, ...]] = get_args(Phase)
 
 
 class Timeline:
@@ -68,7 +60,7 @@ class Timeline:
     def __init__(self) -> None:
         now_ns = time.perf_counter_ns()
         self.arrived_s = now_ns / 1_000_000_000  # the request's head was there
-        self._entered = [(Phase.AUTHENTICATE, now_ns)]
+        self._entered: list[tuple[Phase, int]] = [("authenticate", now_ns)]
 
     @property
     def phase(self) -> Phase:
@@ -88,12 +80,12 @@ class Timeline:
         spent_s: dict[Phase, float] = {}
         overhead_s: float | None = None
         phase, since_ns = self._entered[0]
-        arrived_ns, forward = since_ns, Phase.FORWARD
+        arrived_ns = since_ns
         for entered, now_ns in self._entered[1:]:
             seconds = (now_ns - since_ns) // 1000 / 1_000_000
             spent_s[phase] = round(spent_s[phase] + seconds, 6) if phase in spent_s else seconds
-            if entered is forward and overhead_s is None:
-                overhead_s = (now_ns - arrived_ns) / 1_000_000_000 - spent_s.get(Phase.QUEUE, 0)
+            if entered == "forward" and overhead_s is None:
+                overhead_s = (now_ns - arrived_ns) / 1_000_000_000 - spent_s.get("queue", 0)
             phase, since_ns = entered, now_ns
         return spent_s, overhead_s
 

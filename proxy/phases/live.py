@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from proxy.core import errors
-from proxy.phases.exchange import Phase
+from proxy.phases.exchange import PHASES
 from proxy.phases.record import Findings
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class Live(msgspec.Struct):
         answer = self.findings.answer
         if answer is not None and exchange.downstream.started:
             answer.stream.fail(error)
-        elif self.task is not None and exchange.timeline.phase is not Phase.SETTLE:
+        elif self.task is not None and exchange.timeline.phase != "settle":
             self.task.cancel()  # a settlement ends by itself
 
 
@@ -70,7 +70,7 @@ class LiveExchanges:
     def by_phase(self) -> dict[str, float]:
         """How many there are in each phase. May be called in any thread."""
         counts = Counter(exchange.timeline.phase for exchange in self._live.copy())
-        return {phase.value: counts[phase] for phase in Phase if phase is not Phase.DONE}
+        return {phase: counts[phase] for phase in PHASES if phase != "done"}
 
     async def idle(self) -> None:
         """Wait until none is live."""
@@ -94,7 +94,7 @@ class LiveExchanges:
         return False
 
     def _drop(self, exchange: Exchange) -> None:
-        if exchange in self._live and exchange.timeline.phase is not Phase.SETTLE:
+        if exchange in self._live and exchange.timeline.phase != "settle":
             exchange.downstream.abort()
 
 

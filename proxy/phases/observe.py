@@ -14,7 +14,7 @@ from proxy.core.answer_body import BodyAnswer
 from proxy.core.answers import EventAnswer
 from proxy.core.discreet import Discreet
 from proxy.core.tokens import ApproximateCounter
-from proxy.core.usage import Grade, Observation, Usage
+from proxy.core.usage import Observation, Usage
 from proxy.phases.exchange import Treatment
 from proxy.phases.forward import AnswerKind
 
@@ -35,7 +35,7 @@ _ROUGHLY: Final = ApproximateCounter()
 # At the end so much is counted at once; more waits for its turn in a thread.
 _SHORT_CHARS: Final = 4_096
 _CHARS_PER_TOKEN: Final = 4  # of text that waits to be counted; a rule for English
-_UNKNOWN: Final = Observation(Grade.UNKNOWN)
+_UNKNOWN: Final = Observation("unknown")
 
 
 class CountsBeside(Protocol):
@@ -159,7 +159,7 @@ class Observer(Discreet):
         if reader is None:
             return _UNKNOWN
         if reader.usage is not None and reader.final:
-            return Observation(Grade.EXACT, reader.usage)
+            return Observation("exact", reader.usage)
         return _UNKNOWN if reader.lost else None
 
     def _counted(self, prompt_tokens: int, rest_tokens: int) -> Observation:
@@ -167,11 +167,11 @@ class Observer(Discreet):
         output_tokens = self._counted_tokens + rest_tokens
         said = self._reader.usage if self._reader is not None else None
         if said is None:
-            return Observation(Grade.COUNTED, Usage(prompt_tokens, output_tokens))
+            return Observation("counted", Usage(prompt_tokens, output_tokens))
         usage = said._replace(
             input_tokens=said.input_tokens or prompt_tokens, output_tokens=max(said.output_tokens, output_tokens)
         )
-        return Observation(Grade.COUNTED, usage)
+        return Observation("counted", usage)
 
     def _give_up(self) -> None:
         self._faults += 1

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 from proxy.core import errors
 from proxy.core.injection import UsageHider
 from proxy.phases.admit import admit
-from proxy.phases.exchange import Phase, Treatment
+from proxy.phases.exchange import Treatment
 from proxy.phases.live import cutter_of, who_ended
 from proxy.phases.observe import Observer, reader_for
 from proxy.phases.record import ending_of, record
@@ -137,7 +137,7 @@ class Pipeline:
         if account is None:
             self._end(exchange, findings)
             return
-        exchange.timeline.enter(Phase.SETTLE)
+        exchange.timeline.enter("settle")
         observation: Observation | None = UNKNOWN
         try:
             observation = observed_at_once(findings, account)
@@ -176,7 +176,7 @@ class Pipeline:
             enter(account, settlement, ending, self._accounting.now_ms())
             self._accounting.close(account, settlement)
         self._live.remove(exchange)
-        exchange.timeline.enter(Phase.DONE)
+        exchange.timeline.enter("done")
         record(ending, self._metrics, self._log)
         if ending.error is not None:
             errors.without_frames(ending.error)
@@ -188,9 +188,9 @@ class Pipeline:
         if exchange.endpoint.treatment is Treatment.MODELS:
             await self._answer_models(exchange, live, principal)
             return
-        timeline.enter(Phase.ADMIT)
+        timeline.enter("admit")
         admission = findings.admission = await admit(exchange, principal, self._limits.max_request_bytes)
-        timeline.enter(Phase.ROUTE)
+        timeline.enter("route")
         target = findings.target = find(exchange, admission, self._router)
         account = findings.account = await self._accounting.open(exchange, admission, target)
         sending, answer = await self._attempts.answer(exchange, admission, target, account, timeline.enter)
@@ -203,7 +203,7 @@ class Pipeline:
         findings.observer = observer
         along = Accompaniment(observer, findings.gaps, account.headers, account.entry.durable, hide, account.allowance)
         live.watchdog = answer.watchdog
-        timeline.enter(Phase.RELAY)
+        timeline.enter("relay")
         try:
             relayed = await relay(exchange, answer, upstream, along, self._limits.keepalive_s)
             if answer.watchdog.fired == "write_stall":

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from proxy.phases.observe import Observer
     from proxy.phases.record import Ending, Findings
 
-_NOTHING_USED: Final = Observation(Grade.EXACT)
-UNKNOWN: Final = Observation(Grade.UNKNOWN)
+_NOTHING_USED: Final = Observation("exact")
+UNKNOWN: Final = Observation("unknown")
 
 
 class Settlement(msgspec.Struct, frozen=True, gc=False):
@@ -77,7 +77,7 @@ def _unanswered(findings: Findings, account: Account) -> Observation:
     if not account.is_sent or findings.aborted_by is None:
         return _NOTHING_USED
     streamed = findings.admission is not None and findings.admission.streamed
-    return Observation(Grade.COUNTED, Usage(account.prompt_tokens)) if streamed else UNKNOWN
+    return Observation("counted", Usage(account.prompt_tokens)) if streamed else UNKNOWN
 
 
 def settle(account: Account, observation: Observation) -> Settlement:
@@ -87,7 +87,7 @@ def settle(account: Account, observation: Observation) -> Settlement:
     """
     grade, usage = observation
     price = account.price
-    is_unknown = grade is Grade.UNKNOWN
+    is_unknown = grade == "unknown"
     if is_unknown:
         usage = account.reserved
     if price is None or (is_unknown and usage == Usage()):
@@ -102,7 +102,7 @@ def _with_lost(account: Account, settlement: Settlement) -> Settlement:
     """What is charged besides for the tries that another outran."""
     lost_tokens = account.prompt_tokens * len(account.lost)
     return Settlement(
-        Grade.COUNTED if settlement.grade is Grade.EXACT else settlement.grade,
+        "counted" if settlement.grade == "exact" else settlement.grade,
         settlement.usage._replace(input_tokens=settlement.usage.input_tokens + lost_tokens),
         settlement.cost_nano_usd + account.lost_nano_usd,
         settlement.is_priced,

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Final
 
 from proxy.core import errors
 from proxy.core.tracing import Span
-from proxy.core.usage import Grade
 
 if TYPE_CHECKING:
     from proxy.core.tracing import Moment
@@ -107,7 +106,7 @@ def _served(ending: Ending, scheme: str) -> tuple[str, _Attributes]:
     if findings.target is not None:
         attributes["sluice.model"] = findings.target.label
     if findings.ended_in is not None:
-        attributes["sluice.phase"] = findings.ended_in.value
+        attributes["sluice.phase"] = findings.ended_in
     if findings.aborted_by is not None:
         attributes["sluice.aborted_by"] = findings.aborted_by
     if ending.outcome != "ok":
@@ -150,7 +149,7 @@ def _relayed(ending: Ending, hop: Hop) -> _Attributes:
     if ending.outcome != "ok" and (hop.status or 0) < 400:
         found["error.type"] = ending.outcome
     account, settlement = ending.findings.account, ending.findings.settlement
-    if account is None or settlement is None or settlement.grade is Grade.UNKNOWN or not any(settlement.usage):
+    if account is None or settlement is None or settlement.grade == "unknown" or not any(settlement.usage):
         return found
     usage = settlement.usage
     lost_tokens = account.prompt_tokens * len(account.lost)  # of tries that were outrun: they have spans of their own
@@ -160,7 +159,7 @@ def _relayed(ending: Ending, hop: Hop) -> _Attributes:
         found["gen_ai.usage.cache_read.input_tokens"] = usage.cached_tokens
     if usage.reasoning_tokens:
         found["gen_ai.usage.reasoning.output_tokens"] = usage.reasoning_tokens
-    found["sluice.grade"] = settlement.grade.value
+    found["sluice.grade"] = settlement.grade
     return found
 
 

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Final
 
 import sqlalchemy as sa
 
-from proxy.core.usage import Grade
 from proxy.stores.database import insert_of
 from proxy.stores.tables import EXCHANGES, WORKERS
 
@@ -114,7 +113,7 @@ class Housekeeping:
             .values(
                 ended_ms=sa.case((last_seen > EXCHANGES.c.started_ms, last_seen), else_=EXCHANGES.c.started_ms),
                 outcome=INTERRUPTED,
-                grade=Grade.UNKNOWN.value,
+                grade="unknown",
                 input_tokens=0,
                 output_tokens=EXCHANGES.c.reserved_tokens,
                 cost_nano_usd=EXCHANGES.c.reserved_nano_usd,

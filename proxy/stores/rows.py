@@ -88,7 +88,7 @@ class Row(msgspec.Struct, eq=False, gc=False):
             settled.ended_ms,
             settled.status,
             settled.outcome,
-            f"{settled.grade}",  # a plain text: of an enumeration sqlite3 asks for an adapter
+            settled.grade,
             *usage,
             _within(settled.cost_nano_usd, _MOST_NANO_USD),
             settled.attempts,

@@ -16,7 +16,7 @@ import msgspec
 import sqlalchemy as sa
 from msgspec import UNSET, UnsetType
 
-from proxy.core.usage import Grade
+from proxy.core.usage import GRADES
 from proxy.stores.base import LedgerProblem
 from proxy.stores.database import open_database, reading, reason_of
 from proxy.stores.recovery import INTERRUPTED
@@ -157,7 +157,7 @@ def open_read_only(url: str) -> sa.Engine:
 def report(engine: sa.Engine, query: Query) -> Report:
     """Read one report. It blocks while the database works, but keeps no writer waiting. Raises `LedgerProblem`."""
     groups: dict[Names, _Sums] = {}
-    grades = {grade.value: _Sums() for grade in Grade}
+    grades: dict[str, _Sums] = {grade: _Sums() for grade in GRADES}
     opened = _Sums()
     for names, standing, sums in _read(engine, query):
         if standing == _OPEN:

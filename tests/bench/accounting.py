@@ -116,19 +116,19 @@ class Shape:
     observes: bool = True
     hides: bool = False
     aborted: bool = False
-    grade: Grade = Grade.EXACT
+    grade: Grade = "exact"
 
 
 WITH_NULL: Final = whole(',"usage":null', says_usage=True)
 PLAIN: Final = "bare relay, usage:null on each event"
 SHORTER: Final = "bare relay, no usage"
 SHAPES: Final = (
-    Shape(PLAIN, WITH_NULL, PLAIN, observes=False, grade=Grade.UNKNOWN),
+    Shape(PLAIN, WITH_NULL, PLAIN, observes=False, grade="unknown"),
     Shape("usage asked for by Sluice, hidden", WITH_NULL, PLAIN, hides=True),
     Shape("usage asked for by the client", WITH_NULL, PLAIN),
-    Shape(SHORTER, deltas(""), SHORTER, observes=False, aborted=True, grade=Grade.UNKNOWN),
-    Shape("no usage, counted, the client left", deltas(""), SHORTER, aborted=True, grade=Grade.COUNTED),
-    Shape("no usage, counted at the end", whole("", says_usage=False), SHORTER, grade=Grade.COUNTED),
+    Shape(SHORTER, deltas(""), SHORTER, observes=False, aborted=True, grade="unknown"),
+    Shape("no usage, counted, the client left", deltas(""), SHORTER, aborted=True, grade="counted"),
+    Shape("no usage, counted at the end", whole("", says_usage=False), SHORTER, grade="counted"),
 )
 
 
@@ -224,8 +224,8 @@ class Exchanges:
             opened.append(run_now(accounting.open(coming.pop(), admission, target)))
 
         self._measure("account.open", begin)
-        settled = [settle(account, Observation(Grade.EXACT, USAGE)) for account in opened]
-        self._measure("settle", lambda: settle(opened[0], Observation(Grade.EXACT, USAGE)))
+        settled = [settle(account, Observation("exact", USAGE)) for account in opened]
+        self._measure("settle", lambda: settle(opened[0], Observation("exact", USAGE)))
 
         ending = ending_of(self._arrived(), Findings(answered=200))
 
@@ -243,7 +243,7 @@ class Exchanges:
         ]
         entries = []
         self._measure(" of it: ledger.open", lambda: entries.append(self._ledger.open(rows.pop())))
-        ended = Settled(1, 200, "ok", Grade.EXACT, USAGE, 265_800, 1, 21)
+        ended = Settled(1, 200, "ok", "exact", USAGE, 265_800, 1, 21)
         self._measure(" of it: entry.settle", lambda: entries.pop().settle(ended))
 
 

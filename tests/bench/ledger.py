@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 import uvloop
 
-from proxy.core.usage import Grade, Usage
+from proxy.core.usage import Usage
 from proxy.phases.exchange import new_exchange_id
 from proxy.stores.base import Opened, Settled
 from proxy.stores.database import migrate, open_database
@@ -82,7 +82,7 @@ async def exchange(number: int, load: Load, ledger: DatabaseLedger | None, figur
         await entry.durable()
     figures.waits_ms.append((time.perf_counter() - began_s) * 1000)
     await asyncio.sleep(STREAM_S)
-    settled = Settled(now_ms(), 200, "ok", Grade.EXACT, USAGE, 265_800, 1, 21)
+    settled = Settled(now_ms(), 200, "ok", "exact", USAGE, 265_800, 1, 21)
     if entry is not None:
         entry.settle(settled)
 

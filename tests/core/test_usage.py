@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from proxy.core.usage import Grade, Observation, Usage
+from proxy.core.usage import GRADES, Observation, Usage
 from proxy.stores.base import Settled
 from proxy.stores.tables import EXCHANGES
 
@@ -15,5 +15,5 @@ def test_every_figure_has_its_column() -> None:
 
 def test_nothing_was_used_until_something_was() -> None:
     assert not any(Usage())
-    assert Observation(Grade.EXACT).usage == Usage()
-    assert [grade.value for grade in Grade] == ["exact", "counted", "unknown"]
+    assert Observation("exact").usage == Usage()
+    assert GRADES == ("exact", "counted", "unknown")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import sqlalchemy as sa
 
-from proxy.core.usage import Grade, Usage
+from proxy.core.usage import Usage
 from proxy.stores.base import Opened, Settled
 from proxy.stores.database import reading
 from proxy.stores.ledger import DatabaseLedger
@@ -62,7 +62,7 @@ def settled(**changes: Any) -> Settled:
         "ended_ms": START_MS + 500,
         "status": 200,
         "outcome": "ok",
-        "grade": Grade.EXACT,
+        "grade": "exact",
         "usage": Usage(input_tokens=12, output_tokens=34, cached_tokens=5),
         "cost_nano_usd": 77,
         "attempts": 1,

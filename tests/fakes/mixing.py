@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Final
 from proxy.config.settings import KeyConfig, ModelConfig, PlanConfig, PriceConfig
 from proxy.config.upstreams import RouteConfig
 from proxy.config.values import Secret
-from proxy.phases.exchange import Phase
 from tests.fakes.answering import AnsweringUpstream, response
 from tests.fakes.client import RecordingClient
 from tests.fakes.mixed import DEAF, KEYS, Leaves, Then
@@ -128,4 +127,4 @@ async def _leave(plan: Plan, client: RecordingClient, proxy: Running) -> None:
 
 def _is_settling(proxy: Running, exchange_id: str | None) -> bool:
     live = proxy.worker.app.live._live
-    return any(exchange.id == exchange_id and exchange.timeline.phase is Phase.SETTLE for exchange in live)
+    return any(exchange.id == exchange_id and exchange.timeline.phase == "settle" for exchange in live)

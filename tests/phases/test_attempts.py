@@ -16,7 +16,6 @@ from proxy.phases import attempts as attempts_module
 from proxy.phases.admit import Admission
 from proxy.phases.attempts import Attempts
 from proxy.phases.balancer import Balancer
-from proxy.phases.exchange import Phase
 from proxy.phases.hedging import Hedge
 from proxy.phases.places import Ask, QueueLimits
 from proxy.phases.route import Model, Route, Target
@@ -36,6 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from proxy.phases.account import Account
+    from proxy.phases.exchange import Phase
     from proxy.phases.forward import Answer
     from proxy.phases.route import Sending
     from proxy.phases.upstreams import Upstream
@@ -85,7 +85,7 @@ class Stage:
         busy = None if self.is_hedged else await self.balancer.place(Ask("other", 1.0, 0, self.routes[1:], _nothing))
 
         def enter(phase: Phase) -> None:
-            if phase is Phase.QUEUE and busy is not None:
+            if phase == "queue" and busy is not None:
                 asyncio.get_running_loop().call_soon(busy.leave)
 
         self.accounts.append(account(sent=False))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from proxy.core.answers import EventAnswer
-from proxy.core.usage import Grade, Observation, Usage
+from proxy.core.usage import Observation, Usage
 from proxy.phases.observe import Counting, Observer
 from tests.fakes.accounts import WordCounterBeside, observer
 from tests.fakes.usage_recordings import said
@@ -63,17 +63,17 @@ class Reader:
 @pytest.mark.parametrize(
     ("reader", "observation"),
     [
-        (Reader(), Observation(Grade.COUNTED, Usage(7, 0))),
-        (Reader(texts=["two words"]), Observation(Grade.COUNTED, Usage(7, 2))),
-        (Reader(SAID, final=True, texts=["one two three four"]), Observation(Grade.EXACT, SAID)),
-        (Reader(SAID, final=True, lost=True), Observation(Grade.EXACT, SAID)),
+        (Reader(), Observation("counted", Usage(7, 0))),
+        (Reader(texts=["two words"]), Observation("counted", Usage(7, 2))),
+        (Reader(SAID, final=True, texts=["one two three four"]), Observation("exact", SAID)),
+        (Reader(SAID, final=True, lost=True), Observation("exact", SAID)),
         # cumulative usage in the middle: true of the prompt, and of the output at least
-        (Reader(SAID, texts=["one"]), Observation(Grade.COUNTED, Usage(5, 3))),
-        (Reader(SAID, texts=["one two three four"]), Observation(Grade.COUNTED, Usage(5, 4))),
-        (Reader(Usage(0, 3), texts=[""]), Observation(Grade.COUNTED, Usage(7, 3))),
-        (Reader(SAID, lost=True), Observation(Grade.UNKNOWN)),
-        (Reader(lost=True, texts=["two words"]), Observation(Grade.UNKNOWN)),
-        (None, Observation(Grade.UNKNOWN)),
+        (Reader(SAID, texts=["one"]), Observation("counted", Usage(5, 3))),
+        (Reader(SAID, texts=["one two three four"]), Observation("counted", Usage(5, 4))),
+        (Reader(Usage(0, 3), texts=[""]), Observation("counted", Usage(7, 3))),
+        (Reader(SAID, lost=True), Observation("unknown")),
+        (Reader(lost=True, texts=["two words"]), Observation("unknown")),
+        (None, Observation("unknown")),
     ],
 )
 async def test_the_grade(reader: Reader | None, observation: Observation) -> None:
@@ -98,7 +98,7 @@ async def test_text_is_counted_as_it_piles_up_and_the_long_rest_beside_the_loop(
     watching.saw(b"")
     watching.finish()
     assert watching.observe(0) is None
-    assert await watching.observe_beside(0) == Observation(Grade.COUNTED, Usage(0, 5000))
+    assert await watching.observe_beside(0) == Observation("counted", Usage(0, 5000))
     assert sum(map(len, beside.texts)) == 25_000 - 16_384
 
 
@@ -117,7 +117,7 @@ def test_a_fault_ends_the_watching_and_is_counted() -> None:
     watching.saw(b"another")
     watching.finish()
     assert watching.faults == 1
-    assert watching.observe(7) == Observation(Grade.UNKNOWN)
+    assert watching.observe(7) == Observation("unknown")
     assert observer(Reader(faults=2)).faults == 2
 
 
@@ -159,4 +159,4 @@ def test_whether_more_is_needed_can_be_asked_at_any_time() -> None:
     assert watching.catch_up()
     broken = observer(Reader(SAID, fault=ZeroDivisionError()))
     assert not broken.catch_up()
-    assert (broken.faults, broken.observe(7)) == (1, Observation(Grade.UNKNOWN))
+    assert (broken.faults, broken.observe(7)) == (1, Observation("unknown"))

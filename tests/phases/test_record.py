@@ -12,9 +12,8 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from proxy.core import errors
-from proxy.core.usage import Grade, Usage
+from proxy.core.usage import Usage
 from proxy.phases.admit import Admission
-from proxy.phases.exchange import Phase
 from proxy.phases.record import Findings, ending_of, record
 from proxy.phases.relay import Relayed
 from proxy.phases.route import Target
@@ -28,7 +27,7 @@ from tests.fakes.routes import model, upstream
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from proxy.phases.exchange import Exchange
+    from proxy.phases.exchange import Exchange, Phase
 
 FAILED = errors.ProxyError(errors.UPSTREAM_TIMEOUT, "The upstream sent nothing for 2 s.")
 GONE = errors.ProxyError(errors.CLIENT_GONE, "The client has left.")
@@ -166,16 +165,16 @@ def test_times_are_those_of_the_phases(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock()
     monkeypatch.setattr("proxy.phases.exchange.time", clock)
     exchange = arrived()
-    stations = (Phase.ADMIT, Phase.ADMIT, Phase.QUEUE, Phase.FORWARD, Phase.QUEUE, Phase.FORWARD, Phase.DONE)
+    stations: tuple[Phase, ...] = ("admit", "admit", "queue", "forward", "queue", "forward", "done")
     for seconds, phase in enumerate(stations, 1):
         clock.now_s += seconds
         exchange.timeline.enter(phase)
     # it was admitted for 2 s more when it was said so again; what is waited after the first try is no overhead
-    spent_s = {Phase.AUTHENTICATE: 1, Phase.ADMIT: 5, Phase.QUEUE: 10, Phase.FORWARD: 12}
+    spent_s = {"authenticate": 1, "admit": 5, "queue": 10, "forward": 12}
     assert exchange.timeline.passed() == (spent_s, 6)
     tried = account()
     tried.attempts = 1
-    found = Findings(error=FAILED, ended_in=Phase.FORWARD, aborted_by="idle", account=tried)
+    found = Findings(error=FAILED, ended_in="forward", aborted_by="idle", account=tried)
     line, registry = recorded(found, exchange)
     assert list(line.fields["phases_s"].items()) == [("authenticate", 1), ("admit", 5), ("queue", 10), ("forward", 12)]
     assert (line.fields["phase"], line.fields["attempts"], line.fields["aborted_by"]) == ("forward", 1, "idle")
@@ -185,7 +184,7 @@ def test_times_are_those_of_the_phases(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_what_never_happened_is_not_counted() -> None:
-    line, registry = recorded(Findings(error=PRIVATE, ended_in=Phase.ADMIT))
+    line, registry = recorded(Findings(error=PRIVATE, ended_in="admit"))
     assert [name for name in ("first_byte_s", "events", "upstream_status", "aborted_by") if name in line.fields] == []
     counted = {s.name for family in registry.collect() for s in family.samples}
     assert "sluice_duration_seconds_count" in counted
@@ -211,7 +210,7 @@ def test_why_an_upstream_failed_is_said_without_what_others_wrote(cause: Excepti
 
 def test_what_is_charged_is_in_the_line_and_the_metrics() -> None:
     usage = Usage(100, 50, cached_tokens=40, reasoning_tokens=20, audio_s=1.5)
-    settlement = Settlement(Grade.COUNTED, usage, 1_250_000_000, is_priced=True)
+    settlement = Settlement("counted", usage, 1_250_000_000, is_priced=True)
     found = Findings(principal=principal(), target=target(), settlement=settlement, answer=answered(200))
     line, registry = recorded(found)
     charged = {"grade": "counted", "input_tokens": 100, "output_tokens": 50, "cached_tokens": 40, "cost_usd": 1.25}
@@ -229,6 +228,6 @@ def test_what_is_charged_is_in_the_line_and_the_metrics() -> None:
 
 
 def test_what_nobody_knows_a_price_of_is_counted() -> None:
-    settlement = Settlement(Grade.EXACT, Usage(1, 1), 0, is_priced=False)
+    settlement = Settlement("exact", Usage(1, 1), 0, is_priced=False)
     _, registry = recorded(Findings(principal=principal(), target=target(), settlement=settlement))
     assert registry.get_sample_value("sluice_unpriced_exchanges_total", {"model": "gpt-*"}) == 1

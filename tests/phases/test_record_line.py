@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
 from proxy.core import errors
-from proxy.core.usage import Grade, Usage
+from proxy.core.usage import GRADES, Usage
 from proxy.phases.admit import Admission
 from proxy.phases.attempts import Try
-from proxy.phases.exchange import Phase
+from proxy.phases.exchange import PHASES
 from proxy.phases.record import Findings, ending_of, record
 from proxy.phases.relay import Relayed
 from proxy.phases.route import Target
@@ -133,7 +133,7 @@ findings = made(
     settlement=maybe(
         made(
             Settlement,
-            grade=st.sampled_from(Grade),
+            grade=st.sampled_from(GRADES),
             usage=st.tuples(*[counts] * 10, st.floats(0, 1e6)).map(Usage._make),
             cost_nano_usd=counts,
             is_priced=st.booleans(),
@@ -141,7 +141,7 @@ findings = made(
     ),
     error=maybe(failures()),
     answered=maybe(st.just(200)),
-    ended_in=maybe(st.sampled_from(Phase)),
+    ended_in=maybe(st.sampled_from(PHASES)),
     aborted_by=maybe(st.sampled_from(["client", "total", "drain"])),
     fault=maybe(st.sampled_from(["KeyError", "ValueError"])),
 )
@@ -157,7 +157,7 @@ def exchanges(draw: st.DrawFn) -> Exchange:
     context = SimpleNamespace(is_sampled=draw(st.booleans()))
     trace = SimpleNamespace(id="0af7651916cd43dd8448eb211c80319c", context=context, end=lambda *_: None)
     exchange.trace = cast("Any", draw(maybe(st.just(trace))))
-    for phase in draw(st.lists(st.sampled_from(Phase), max_size=9)):
+    for phase in draw(st.lists(st.sampled_from(PHASES), max_size=9)):
         exchange.timeline.enter(phase)
     return exchange
 

@@ -12,7 +12,7 @@ from proxy.core.answer_body import BodyAnswer
 from proxy.core.answers import EventAnswer
 from proxy.core.ending import StreamShape
 from proxy.core.injection import UsageHider
-from proxy.core.usage import Grade, Observation, Usage
+from proxy.core.usage import Observation, Usage
 from proxy.phases.forward import Answer, AnswerKind
 from proxy.phases.relay import Accompaniment, Relayed, relay
 from tests.fakes.accounts import MemoryEntry, accompaniment, observer
@@ -51,7 +51,7 @@ async def test_the_observer_sees_what_the_client_does_not() -> None:
     assert downstream.body.endswith(DONE)
     assert b'"usage"' not in downstream.body
     watching.finish()
-    assert watching.observe(0) == Observation(Grade.EXACT, Usage(12, 12))
+    assert watching.observe(0) == Observation("exact", Usage(12, 12))
 
 
 async def test_bodies_that_are_no_events_are_seen_too() -> None:
@@ -121,7 +121,7 @@ async def test_reading_on_ends_with_the_usage() -> None:
     await watching.rest()
     assert stream.reads_done == 5
     watching.finish()
-    assert watching.observe(0) == Observation(Grade.EXACT, Usage(4, 1))
+    assert watching.observe(0) == Observation("exact", Usage(4, 1))
 
 
 ASKED = event({"id": "c", "choices": [{"index": 0, "delta": {"content": "a"}}], "usage": None})

@@ -13,7 +13,7 @@ import pytest
 from proxy.core import errors
 from proxy.core.answers import EventAnswer
 from proxy.core.pricing import Price
-from proxy.core.usage import Grade, Observation, Usage
+from proxy.core.usage import Observation, Usage
 from proxy.phases.forward import AnswerKind
 from proxy.phases.record import Findings, ending_of
 from proxy.phases.relay import Relayed
@@ -22,7 +22,7 @@ from tests.fakes.accounts import RESERVED, MemoryEntry, account, observer
 from tests.fakes.arrived import arrived
 from tests.fakes.recordings import delta
 
-NOTHING = Observation(Grade.EXACT)
+NOTHING = Observation("exact")
 UNREACHABLE = errors.ProxyError(errors.UPSTREAM_UNREACHABLE, "refused")
 GONE = errors.ProxyError(errors.CLIENT_GONE, "The client has left.")
 UNRECORDED = errors.ProxyError(errors.STORE_UNAVAILABLE, "The ledger cannot be written.")
@@ -44,10 +44,10 @@ def findings(*, streamed: bool = True, kind: AnswerKind | None = None, **found: 
         (findings(error=UNRECORDED, is_refused=True, kind=AnswerKind.OPAQUE), True, NOTHING),
         (findings(kind=AnswerKind.ERROR), True, NOTHING),
         (findings(error=GONE, aborted_by="client"), False, NOTHING),
-        (findings(error=GONE, aborted_by="client"), True, Observation(Grade.COUNTED, Usage(7))),
-        (findings(error=GONE, aborted_by="client", streamed=False), True, Observation(Grade.UNKNOWN)),
+        (findings(error=GONE, aborted_by="client"), True, Observation("counted", Usage(7))),
+        (findings(error=GONE, aborted_by="client", streamed=False), True, Observation("unknown")),
         (findings(error=GONE, aborted_by="client", kind=AnswerKind.ERROR), True, NOTHING),
-        (findings(kind=AnswerKind.OPAQUE, relayed=Relayed()), True, Observation(Grade.UNKNOWN)),
+        (findings(kind=AnswerKind.OPAQUE, relayed=Relayed()), True, Observation("unknown")),
     ],
 )
 def test_what_was_used_without_looking_at_an_answer(found: Findings, *, sent: bool, observation: Observation) -> None:
@@ -70,7 +70,7 @@ async def test_each_turn_of_the_loop_settles_one() -> None:
     async def settling() -> None:
         watching = observer(Seen())
         watching.saw(delta("two words"))
-        assert await observed_later(account(), watching, turn) == Observation(Grade.COUNTED, Usage(7))
+        assert await observed_later(account(), watching, turn) == Observation("counted", Usage(7))
 
     now = [next(turns)]
     tasks = [loop.create_task(settling()) for _ in range(5)]
@@ -87,11 +87,11 @@ PRICE = Price(input=Decimal(2), output=Decimal(8))
 @pytest.mark.parametrize(
     ("price", "observation", "settlement"),
     [
-        (PRICE, Observation(Grade.EXACT, Usage(5, 3)), Settlement(Grade.EXACT, Usage(5, 3), 34_000, is_priced=True)),
-        (PRICE, Observation(Grade.UNKNOWN), Settlement(Grade.UNKNOWN, RESERVED, 814_000, is_priced=True)),
-        (PRICE, NOTHING, Settlement(Grade.EXACT, Usage(), 0, is_priced=True)),
-        (None, Observation(Grade.COUNTED, Usage(5)), Settlement(Grade.COUNTED, Usage(5), 0, is_priced=False)),
-        (None, NOTHING, Settlement(Grade.EXACT, Usage(), 0, is_priced=True)),
+        (PRICE, Observation("exact", Usage(5, 3)), Settlement("exact", Usage(5, 3), 34_000, is_priced=True)),
+        (PRICE, Observation("unknown"), Settlement("unknown", RESERVED, 814_000, is_priced=True)),
+        (PRICE, NOTHING, Settlement("exact", Usage(), 0, is_priced=True)),
+        (None, Observation("counted", Usage(5)), Settlement("counted", Usage(5), 0, is_priced=False)),
+        (None, NOTHING, Settlement("exact", Usage(), 0, is_priced=True)),
     ],
 )
 def test_the_price(price: Price | None, observation: Observation, settlement: Settlement) -> None:
@@ -102,10 +102,10 @@ def test_the_row() -> None:
     entry = MemoryEntry()
     of = account(entry=entry)
     of.attempts = 2
-    settlement = Settlement(Grade.COUNTED, Usage(5, 3), 34_000, is_priced=True)
+    settlement = Settlement("counted", Usage(5, 3), 34_000, is_priced=True)
     exchange = arrived()
     cast("Any", exchange.downstream).first_byte_s = exchange.timeline.arrived_s + 0.0126
     enter(of, settlement, ending_of(exchange, Findings(error=GONE)), 1_700_000_000_000)
     [row] = entry.settled
     assert (row.ended_ms, row.status, row.outcome, row.attempts) == (1_700_000_000_000, 499, "client_gone", 2)
-    assert (row.grade, row.usage, row.cost_nano_usd, row.first_byte_ms) == (Grade.COUNTED, Usage(5, 3), 34_000, 13)
+    assert (row.grade, row.usage, row.cost_nano_usd, row.first_byte_ms) == ("counted", Usage(5, 3), 34_000, 13)

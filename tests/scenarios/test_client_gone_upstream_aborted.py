@@ -117,7 +117,7 @@ def unacknowledged_bytes(client: RawClient) -> int:
 async def connecting(scene: Scene) -> RawPeer | None:
     await scene.client.post(CHAT_PATH, CHAT)
     await until(
-        lambda: len(scene.proxy.worker.app.live) and scene.exchange.timeline.phase.value == "forward",
+        lambda: len(scene.proxy.worker.app.live) and scene.exchange.timeline.phase == "forward",
         "an attempt",
     )
     return None
@@ -167,7 +167,7 @@ async def relaying_an_error(scene: Scene) -> RawPeer | None:
     await scene.client.post(CHAT_PATH, CHAT)
     peer = await scene.upstream.accept()
     await peer.answer(b'HTTP/1.1 429 Slow down\r\nContent-Length: 1000\r\n\r\n{"error": ')
-    await until(lambda: scene.exchange.timeline.phase.value == "relay", "the head of the error")
+    await until(lambda: scene.exchange.timeline.phase == "relay", "the head of the error")
     return peer
 
 

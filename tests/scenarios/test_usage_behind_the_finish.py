@@ -39,7 +39,7 @@ async def left_behind_the_finish(way: Line) -> RawPeer:
 
 def is_settling(way: Line) -> bool:
     live = way.proxy.worker.app.live._live
-    return [exchange.timeline.phase.value for exchange in live] == ["settle"]
+    return [exchange.timeline.phase for exchange in live] == ["settle"]
 
 
 async def still_heard(peer: RawPeer, seconds: float) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from proxy.core.errors import STORE_UNAVAILABLE, ProxyError
-from proxy.core.usage import Grade, Usage
+from proxy.core.usage import Usage
 from proxy.stores.rows import MAX_ROWS
 from proxy.stores.writer import Rhythm
 from tests.fakes.ledgers import HASTY, START_MS, opened, rows, running_ledger, settled
@@ -41,7 +41,7 @@ async def test_settling_completes_every_column(engine: Engine) -> None:
     async with running_ledger(engine) as ledger:
         entry = ledger.open(opened("a"))
         await entry.durable()
-        entry.settle(settled(usage=usage, grade=Grade.COUNTED, first_byte_ms=None))
+        entry.settle(settled(usage=usage, grade="counted", first_byte_ms=None))
     row = rows(engine)["a"]
     assert tuple(row[name] for name in Usage._fields) == usage
     assert (row["ended_ms"], row["status"], row["outcome"], row["grade"]) == (START_MS + 500, 200, "ok", "counted")

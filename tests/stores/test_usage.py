@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from proxy.core.usage import Grade
+from proxy.core.usage import GRADES
 from proxy.stores import usage
 from proxy.stores.base import LedgerProblem
 from proxy.stores.database import open_database
@@ -52,7 +52,7 @@ _USED = {
     "upstream": st.sampled_from(["openai", "vllm"]),
     "endpoint": st.sampled_from(["responses", "embeddings"]),
     "outcome": st.sampled_from(["ok", "client_gone", "interrupted"]),
-    "grade": st.sampled_from([grade.value for grade in Grade]),
+    "grade": st.sampled_from(GRADES),
     "input_tokens": _TOKENS,
     "output_tokens": _TOKENS,
     "cached_tokens": _TOKENS | st.none(),
@@ -107,7 +107,7 @@ def _expected(rows: list[dict[str, Any]], query: Query) -> dict[str, Any]:
     for row in ended:
         names = tuple(_day(row["started_ms"]) if by == "day" else row[_COLUMN_OF[by]] for by in query.by)
         groups.setdefault(names, []).append(row)
-    by_grade = {grade.value: _added_up([row for row in ended if row["grade"] == grade.value]) for grade in Grade}
+    by_grade = {grade: _added_up([row for row in ended if row["grade"] == grade]) for grade in GRADES}
     waiting = [row for row in asked if row["ended_ms"] is None]
     reserved = [sum(row[column] for row in waiting) for column in ("reserved_tokens", "reserved_nano_usd")]
     return {
