@@ -12,7 +12,6 @@ import msgspec
 
 from proxy.core import errors
 from proxy.core.circuit import State
-from proxy.phases.forward import AnswerKind
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -195,7 +194,7 @@ def with_drained(drained: set[str], upstream: str, *, is_drained: bool) -> list[
 
 def _in_flight(exchange: Exchange, live: Live, now_s: float) -> InFlight:
     found = live.findings
-    is_stream = found.answer is not None and found.answer.kind is AnswerKind.EVENTS
+    is_stream = found.answer is not None and found.answer.kind == "events"
     return InFlight(
         id=exchange.id,
         key=None if found.principal is None else found.principal.key_id,

@@ -6,20 +6,18 @@ relay shows what it releases to an `EndingWatch`, and asks it when the body has 
 
 from __future__ import annotations
 
-import enum
 import json
 import re
-from typing import Final
+from typing import Final, Literal
 
 from proxy.core.sse import EventScanner, parse_events
 
+StreamShape = Literal["chat", "responses", "other"]
+"""How the answers of an endpoint end.
 
-class StreamShape(enum.Enum):
-    """How the answers of an endpoint end."""
-
-    CHAT = "chat"  # chat and completions: a finish_reason for each choice, then `[DONE]`
-    RESPONSES = "responses"  # /v1/responses: one terminal event, no `[DONE]`
-    OTHER = "other"  # speech, transcriptions, images: nothing that could be missed
+chat, completions too: a finish_reason for each choice, then `[DONE]`. responses: one terminal event, no `[DONE]`. other
+(speech, transcriptions, images): nothing that could be missed.
+"""
 
 
 # These search raw JSON. They cannot match inside a string value, whatever a model writes: there a quote is `\"`, so
@@ -63,13 +61,13 @@ class EndingWatch:
         self.error_seen = False
         self.hidden_error_seen = False
         self._shape = shape
-        self.is_chat = shape is StreamShape.CHAT
+        self.is_chat = shape == "chat"
         self._seam = b""  # the end of the last block, if an oversize event goes on behind it
         self._numbered = b""  # from the last sequence_number on
 
     def saw(self, block: bytes) -> None:
         """Look at a released block: whole events, or a fragment of an oversize one."""
-        if self._shape is StreamShape.OTHER or not block:
+        if self._shape == "other" or not block:
             return
         inside = bool(self._seam)
         if inside:
@@ -90,9 +88,9 @@ class EndingWatch:
 
     def truncated(self, *, done: bool) -> bool:
         """Did the body end cleanly, but not the answer? `done`: the scanner saw `[DONE]`."""
-        if self._shape is StreamShape.OTHER or self.finish_seen or self.error_seen:
+        if self._shape == "other" or self.finish_seen or self.error_seen:
             return False
-        return self._shape is StreamShape.RESPONSES or not done
+        return self._shape == "responses" or not done
 
     @property
     def last_sequence_number(self) -> int | None:
@@ -138,7 +136,7 @@ class EndingWatch:
         if isinstance(message, list):
             self.hidden_error_seen |= any(isinstance(one, dict) and bool(one.get("error")) for one in message)
         elif isinstance(message, dict):
-            is_typed = self._shape is StreamShape.RESPONSES and message.get("type") == "error"
+            is_typed = self._shape == "responses" and message.get("type") == "error"
             if message.get("error") or is_typed:
                 self.error_seen = True
             elif message.get("object") == "error":

@@ -22,7 +22,6 @@ from proxy.core.quota import Demand
 from proxy.core.tokens import MAX_TOKENS, encoding_of
 from proxy.core.usage import Usage
 from proxy.phases.allowance import Allowance
-from proxy.phases.exchange import Treatment
 from proxy.phases.quotas import demand_of
 from proxy.stores.base import Opened
 
@@ -119,7 +118,7 @@ class Accounting:
         first = model.routes[0]
         served = first.rename or asked
         encoding = model.encoding or self._encoding_of(served or "")
-        if exchange.endpoint.treatment is not Treatment.METERED:
+        if exchange.endpoint.treatment != "metered":
             expected = _NOTHING  # nobody says how many tokens speech or a picture will be
         elif len(admission.body) <= _LONG_BYTES:
             expected = estimate(admission.body, exchange.endpoint.name, encoding, self.counting.now)

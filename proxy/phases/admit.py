@@ -18,13 +18,13 @@ from proxy.core import errors
 from proxy.core.body import edited, read_metered, read_model
 from proxy.core.discreet import as_repr
 from proxy.core.multipart import ModelFinder
-from proxy.phases.exchange import Exchange, Treatment
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
     from proxy.core.body import Edit
     from proxy.phases.authenticate import Plan, Principal
+    from proxy.phases.exchange import Exchange
 
 # Work on more goes to a thread. So much takes 2 ms of the loop at the worst (a thousand members to walk, halves of
 # surrogate pairs to blank), and 0.1 ms for an ordinary chat. A thread is no cure for all: while
@@ -80,11 +80,11 @@ async def admit(exchange: Exchange, principal: Principal, max_request_bytes: int
     Raises `ProxyError` 400, 403, 404, 408 or 413.
     """
     treatment, plan = exchange.endpoint.treatment, principal.plan
-    if treatment is Treatment.STATEFUL or not plan.allows_inference:
+    if treatment == "stateful" or not plan.allows_inference:
         _allow_endpoint(exchange, plan)
-    if treatment is Treatment.STATEFUL:
+    if treatment == "stateful":
         return Admission(principal, None, streamed=False, body=b"", rest=_pieces(exchange))
-    if treatment is Treatment.METERED:
+    if treatment == "metered":
         body, inflated = exchange.body.take_whole(), False
         if body is None or len(body) > max_request_bytes or exchange.first.get(b"content-encoding"):
             body, inflated = await _read_plain(exchange, body, max_request_bytes)
@@ -106,7 +106,7 @@ async def admit(exchange: Exchange, principal: Principal, max_request_bytes: int
 
 def _allow_endpoint(exchange: Exchange, plan: Plan) -> None:
     """Look for the name of an endpoint, where the plan does not allow all inference."""
-    is_stateful, allowed = exchange.endpoint.treatment is Treatment.STATEFUL, plan.endpoints
+    is_stateful, allowed = exchange.endpoint.treatment == "stateful", plan.endpoints
     if is_stateful and allowed.match("stateful") is not None:
         return
     # a path has its leading slash, so that no client can spell one of the two words
@@ -116,7 +116,7 @@ def _allow_endpoint(exchange: Exchange, plan: Plan) -> None:
 
 def _shown(exchange: Exchange) -> str:
     """The endpoint as a message may name it: known names only, nothing of what a client typed."""
-    return f"/v1/{exchange.endpoint.name}" if exchange.endpoint.treatment is not Treatment.STATEFUL else "this endpoint"
+    return f"/v1/{exchange.endpoint.name}" if exchange.endpoint.treatment != "stateful" else "this endpoint"
 
 
 def model_not_found(endpoint_name: str, model: str) -> errors.ProxyError:

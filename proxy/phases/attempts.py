@@ -15,7 +15,7 @@ import msgspec
 from proxy.core import errors
 from proxy.core.headers import header
 from proxy.core.retry import CREDENTIAL_STATUSES, Happened, Sent, decide, retry_after_of
-from proxy.phases.forward import AnswerKind, Course, forward
+from proxy.phases.forward import Course, forward
 from proxy.phases.patience import Patience
 from proxy.phases.places import Ask
 from proxy.phases.route import write
@@ -115,7 +115,7 @@ class Attempts:
             else:
                 outcome = await self._hedged(self._hedge, course, place)
             answer = outcome.answer
-            if answer is not None and answer.kind is not AnswerKind.ERROR:
+            if answer is not None and answer.kind != "error":
                 return outcome.sending, answer
             retry = self._retry(course, outcome)
             if retry is None:
@@ -144,7 +144,7 @@ class Attempts:
             return self._try(course, second)
 
         outcome = await hedge.first_good(self._try(course, place), another)
-        if outcome.answer is not None and outcome.answer.kind is not AnswerKind.ERROR:
+        if outcome.answer is not None and outcome.answer.kind != "error":
             losers = [one.route for one in places if one.was_asked and not one.was_judged]
             course.account.lost += [route.rename or course.admission.model for route in losers]
         return outcome
@@ -196,7 +196,7 @@ class Attempts:
         course.account.attempts += 1
         answering = forward(course, sending, place, self._tasks, self._write_stall_s)
         answer = await (answering if sending.hop is None else sending.hop.watch(answering))
-        if answer.kind is not AnswerKind.ERROR:  # else it was about something else, and quoted the request
+        if answer.kind != "error":  # else it was about something else, and quoted the request
             upstream.refused_usage(sending.served)
         return sending, answer
 

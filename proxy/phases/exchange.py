@@ -6,7 +6,6 @@ returns, and the next one takes it.
 
 from __future__ import annotations
 
-import enum
 import random
 import time
 from dataclasses import dataclass
@@ -23,13 +22,13 @@ if TYPE_CHECKING:
     from proxy.phases.tracing import Trace
 
 
-class Treatment(enum.Enum):
-    """What Sluice does with the requests of an endpoint."""
+Treatment = Literal["metered", "inference", "models", "stateful"]
+"""What Sluice does with the requests of an endpoint.
 
-    METERED = "metered"  # body read: model route, quotas, tokens
-    INFERENCE = "inference"  # body streamed, routed by `model` where it has one
-    MODELS = "models"  # answered by Sluice
-    STATEFUL = "stateful"  # state at the upstream, shared by all holders of its key: only where the plan says so
+metered: the body is read, for model route, quotas and tokens. inference: the body is streamed, and routed by `model`
+where it has one. models: answered by Sluice. stateful: there is state at the upstream, shared by all holders of its
+key, and so it is only for whose plan says so.
+"""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,9 +6,8 @@ Nothing went downstream yet, so every failure is still a status.
 from __future__ import annotations
 
 import asyncio
-import enum
 import re
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal
 
 import msgspec
 
@@ -16,7 +15,6 @@ from proxy.core import errors
 from proxy.core.discreet import as_repr
 from proxy.core.headers import plain_type
 from proxy.core.injection import REFUSING_STATUSES, refuses_stream_options
-from proxy.phases.exchange import Treatment
 from proxy.phases.watchdog import Watchdog
 from proxy.upstream.attempt import attempt
 
@@ -35,12 +33,12 @@ _SSE_FIELD = re.compile(rb"(?:\xef\xbb\xbf)?[\r\n]*(?:data|event|id|retry)?:")
 _NOT_SSE = (b"application/json", b"text/html", b"application/problem+json")
 
 
-class AnswerKind(enum.Enum):
-    """How the body of an answer is relayed."""
+AnswerKind = Literal["events", "opaque", "error"]
+"""How the body of an answer is relayed.
 
-    EVENTS = "events"  # SSE: whole events, error events, keep-alive comments
-    OPAQUE = "opaque"  # anything else: as it arrives
-    ERROR = "error"  # an error status: whole, with the upstream's credentials taken out
+events: SSE, whole events with error events and keep-alive comments. error: of an error status, whole, with the
+upstream's credentials taken out. opaque: anything else, as it arrives.
+"""
 
 
 class Answer(msgspec.Struct, eq=False):
@@ -59,7 +57,7 @@ class Answer(msgspec.Struct, eq=False):
     place: Place | None = None
 
     def __repr__(self) -> str:
-        return f"<Answer {self.stream.head.status}, {self.kind.value}>"
+        return f"<Answer {self.stream.head.status}, {self.kind}>"
 
     __rich_repr__ = as_repr
 
@@ -127,7 +125,7 @@ async def forward(
         kind = _kind(course.exchange, course.admission, head.status, body_type)
         first, refuses_usage = b"", False
         if kind is None:
-            kind, first = AnswerKind.EVENTS, await _first_of_events(watchdog, body_type)
+            kind, first = "events", await _first_of_events(watchdog, body_type)
         elif sending.asks_usage and head.status in REFUSING_STATUSES:
             first = await read_error(stream, watchdog)
             refuses_usage = refuses_stream_options(head.status, first)
@@ -160,17 +158,17 @@ async def read_error(stream: UpstreamStream, watchdog: Watchdog) -> bytes:
 def _kind(exchange: Exchange, admission: Admission, status: int, body_type: bytes | None) -> AnswerKind | None:
     """How the body is to be relayed; None where its first bytes have to show that it is events."""
     if status >= 400:
-        return AnswerKind.ERROR
+        return "error"
     if status >= 300 and status != 304:
         raise errors.ProxyError(errors.UPSTREAM_PROTOCOL_ERROR, f"The upstream answered with a redirect ({status}).")
     # events inside a coding nobody asked for cannot be told apart: they pass as they are
     if body_type is None or exchange.method == "HEAD" or status in (204, 304):
-        return AnswerKind.OPAQUE
+        return "opaque"
     if body_type == b"text/event-stream":
-        return AnswerKind.EVENTS
-    if admission.streamed and exchange.endpoint.treatment is Treatment.METERED:
+        return "events"
+    if admission.streamed and exchange.endpoint.treatment == "metered":
         return None
-    return AnswerKind.OPAQUE
+    return "opaque"
 
 
 async def _first_of_events(watchdog: Watchdog, body_type: bytes | None) -> bytes:

@@ -9,8 +9,6 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from proxy.phases.forward import AnswerKind
-
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
     from typing import Any
@@ -60,7 +58,7 @@ async def _first_good(running: list[asyncio.Task[Outcome]]) -> asyncio.Task[Outc
 
 
 def _is_good(outcome: Outcome) -> bool:
-    return outcome.answer is not None and outcome.answer.kind is not AnswerKind.ERROR
+    return outcome.answer is not None and outcome.answer.kind != "error"
 
 
 def _discard(task: asyncio.Task[Outcome]) -> None:

@@ -15,8 +15,6 @@ from proxy.core.answers import EventAnswer
 from proxy.core.discreet import Discreet
 from proxy.core.tokens import ApproximateCounter
 from proxy.core.usage import Observation, Usage
-from proxy.phases.exchange import Treatment
-from proxy.phases.forward import AnswerKind
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -58,9 +56,9 @@ def reader_for(exchange: Exchange, answer: Answer) -> AnswerReader | None:
 
     Stateful endpoints repeat what other exchanges used, so nobody may believe theirs.
     """
-    if exchange.endpoint.treatment is Treatment.STATEFUL:
+    if exchange.endpoint.treatment == "stateful":
         return None
-    if answer.kind is AnswerKind.EVENTS:
+    if answer.kind == "events":
         return EventAnswer()
     return BodyAnswer(input_only=exchange.endpoint.name == "embeddings") if answer.is_json else None
 

@@ -25,7 +25,6 @@ from typing import TYPE_CHECKING
 from proxy.core import errors
 from proxy.core.injection import UsageHider
 from proxy.phases.admit import admit
-from proxy.phases.exchange import Treatment
 from proxy.phases.live import cutter_of, who_ended
 from proxy.phases.observe import Observer, reader_for
 from proxy.phases.record import ending_of, record
@@ -185,7 +184,7 @@ class Pipeline:
         """Through the phases, as long as all goes well. Nobody holds the request's body once there is an answer."""
         findings, timeline = live.findings, exchange.timeline
         principal = findings.principal = self._authenticator.principal(exchange, self._clock())
-        if exchange.endpoint.treatment is Treatment.MODELS:
+        if exchange.endpoint.treatment == "models":
             await self._answer_models(exchange, live, principal)
             return
         timeline.enter("admit")

@@ -17,10 +17,10 @@ import msgspec
 
 from proxy.core import errors
 from proxy.core.discreet import Discreet
-from proxy.core.ending import EndingWatch, StreamShape, parted_at_hidden_error
+from proxy.core.ending import EndingWatch, parted_at_hidden_error
 from proxy.core.headers import header, to_downstream
 from proxy.core.sse import KEEPALIVE_COMMENT, EventScanner
-from proxy.phases.forward import AnswerKind, read_error
+from proxy.phases.forward import read_error
 from proxy.phases.relay_at_transport import EventFlow, may_flow
 
 if TYPE_CHECKING:
@@ -76,9 +76,9 @@ async def relay(
     Raises `ProxyError` only while nothing was sent; `ConnectionError` or cancellation when the client has left.
     """
     await along.durable()
-    if answer.kind is AnswerKind.EVENTS:
+    if answer.kind == "events":
         return await _EventRelay(exchange, answer, along, EndingWatch(exchange.endpoint.shape)).run(keepalive_s)
-    if answer.kind is AnswerKind.ERROR:
+    if answer.kind == "error":
         return await _relay_error(exchange, answer, upstream, along)
     _start(exchange, answer, along, answer.stream.head.content_length)
     return await _relay_opaque(exchange, answer, along.observer)
@@ -99,7 +99,7 @@ def _start(
     ours = sluice_headers(exchange)
     if header(headers, b"x-request-id") is None:
         headers.append((b"x-request-id", ours[0][1]))
-    if answer.kind is AnswerKind.EVENTS:
+    if answer.kind == "events":
         headers.append((b"X-Accel-Buffering", b"no"))  # nginx buffers proxied answers otherwise
         if header(headers, b"content-type") is None:
             headers.append((b"Content-Type", b"text/event-stream"))
@@ -282,7 +282,7 @@ class _EventRelay(Discreet):
 
     def _is_whole(self) -> bool:
         """The client has a complete answer, so that how the upstream's body ends no longer matters."""
-        if self.exchange.endpoint.shape is StreamShape.RESPONSES:
+        if self.exchange.endpoint.shape == "responses":
             return self.ending.finish_seen
         return self.scanner.done and not self.ending.hidden_error_seen  # a `[DONE]` behind one is a false end
 
@@ -293,7 +293,7 @@ class _EventRelay(Discreet):
             self.exchange.downstream.write_comment(KEEPALIVE_COMMENT)
 
     def _error_event(self, error: errors.ProxyError) -> bytes:
-        if self.exchange.endpoint.shape is StreamShape.RESPONSES:
+        if self.exchange.endpoint.shape == "responses":
             last = self.ending.last_sequence_number
             return errors.responses_error_event(error, 0 if last is None else last + 1)
         return errors.chat_error_event(error)

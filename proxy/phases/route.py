@@ -7,11 +7,9 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from proxy.core.ending import StreamShape
 from proxy.core.patterns import Remembered, is_pattern
 from proxy.phases.admit import model_not_found
 from proxy.phases.authenticate import CREDENTIAL_HEADERS, digest_of, secret_of
-from proxy.phases.exchange import Treatment
 from proxy.upstream.attempt import UpstreamRequest
 
 if TYPE_CHECKING:
@@ -155,10 +153,7 @@ def write(
     asked, usage_edit, rename = admission.model, admission.usage_edit, route.rename
     served = rename or asked
     asks_usage = (
-        usage_edit is not None
-        and may_ask_usage
-        and endpoint.shape is StreamShape.CHAT
-        and upstream.injects_usage(served)
+        usage_edit is not None and may_ask_usage and endpoint.shape == "chat" and upstream.injects_usage(served)
     )
     held = admission.body
     if asks_usage or rename is not None:
@@ -167,7 +162,7 @@ def write(
     received = exchange.headers
     if admission.inflated or upstream.auth == "passthrough":
         received = _received(exchange, admission, upstream)
-    if endpoint.treatment is Treatment.METERED:
+    if endpoint.treatment == "metered":
         target = upstream.endpoint_target(endpoint.name, exchange.query)
     else:
         target = upstream.target(exchange.path, exchange.query)

@@ -13,7 +13,6 @@ import msgspec
 
 from proxy.core.pricing import cost_nano_usd
 from proxy.core.usage import Grade, Observation, Usage
-from proxy.phases.forward import AnswerKind
 from proxy.stores.base import Settled
 
 if TYPE_CHECKING:
@@ -41,7 +40,7 @@ def observed_at_once(findings: Findings, account: Account) -> Observation | None
         return _NOTHING_USED  # whatever failed, the client got nothing but the error
     if observer is None or findings.answer is None:
         return _unanswered(findings, account)
-    if findings.answer.kind is AnswerKind.ERROR:
+    if findings.answer.kind == "error":
         return _NOTHING_USED
     if findings.relayed is None or findings.relayed.failure is not None:
         return None

@@ -7,37 +7,36 @@ from typing import Final
 from urllib.parse import unquote
 
 from proxy.core import errors
-from proxy.core.ending import StreamShape
-from proxy.phases.exchange import Endpoint, Treatment
+from proxy.phases.exchange import Endpoint
 
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"})
 
 # POST paths under the base URL
 _POST: Final = {
-    "/chat/completions": Endpoint("chat/completions", Treatment.METERED, StreamShape.CHAT),
-    "/completions": Endpoint("completions", Treatment.METERED, StreamShape.CHAT),
-    "/embeddings": Endpoint("embeddings", Treatment.METERED, StreamShape.OTHER),
-    "/responses": Endpoint("responses", Treatment.METERED, StreamShape.RESPONSES),
-    "/moderations": Endpoint("moderations", Treatment.INFERENCE, StreamShape.OTHER),
-    "/audio/speech": Endpoint("audio/speech", Treatment.INFERENCE, StreamShape.OTHER),
-    "/audio/transcriptions": Endpoint("audio/transcriptions", Treatment.INFERENCE, StreamShape.OTHER),
-    "/audio/translations": Endpoint("audio/translations", Treatment.INFERENCE, StreamShape.OTHER),
-    "/images/generations": Endpoint("images/generations", Treatment.INFERENCE, StreamShape.OTHER),
-    "/images/edits": Endpoint("images/edits", Treatment.INFERENCE, StreamShape.OTHER),
-    "/images/variations": Endpoint("images/variations", Treatment.INFERENCE, StreamShape.OTHER),
+    "/chat/completions": Endpoint("chat/completions", "metered", "chat"),
+    "/completions": Endpoint("completions", "metered", "chat"),
+    "/embeddings": Endpoint("embeddings", "metered", "other"),
+    "/responses": Endpoint("responses", "metered", "responses"),
+    "/moderations": Endpoint("moderations", "inference", "other"),
+    "/audio/speech": Endpoint("audio/speech", "inference", "other"),
+    "/audio/transcriptions": Endpoint("audio/transcriptions", "inference", "other"),
+    "/audio/translations": Endpoint("audio/translations", "inference", "other"),
+    "/images/generations": Endpoint("images/generations", "inference", "other"),
+    "/images/edits": Endpoint("images/edits", "inference", "other"),
+    "/images/variations": Endpoint("images/variations", "inference", "other"),
 }
 _UNMETERED_ENDINGS: Final = tuple(_POST)
 # POST paths below these, when the table above has none: new kinds of the same
 _POST_BELOW: Final = {
-    "/audio/": Endpoint("audio/*", Treatment.INFERENCE, StreamShape.OTHER),
-    "/images/": Endpoint("images/*", Treatment.INFERENCE, StreamShape.OTHER),
+    "/audio/": Endpoint("audio/*", "inference", "other"),
+    "/images/": Endpoint("images/*", "inference", "other"),
 }
-MODELS: Final = Endpoint("models", Treatment.MODELS, StreamShape.OTHER)
+MODELS: Final = Endpoint("models", "models", "other")
 # all else: state that the upstream keeps. A stored response may be streamed again (protocol.md section 1.4)
-_STORED_RESPONSES: Final = Endpoint("responses/*", Treatment.STATEFUL, StreamShape.RESPONSES)
-_STATEFUL: Final = Endpoint("stateful", Treatment.STATEFUL, StreamShape.OTHER)
+_STORED_RESPONSES: Final = Endpoint("responses/*", "stateful", "responses")
+_STATEFUL: Final = Endpoint("stateful", "stateful", "other")
 # what has no row: the root, a method nobody knows
-UNROUTED: Final = Endpoint("unrouted", Treatment.STATEFUL, StreamShape.OTHER)
+UNROUTED: Final = Endpoint("unrouted", "stateful", "other")
 
 # with and without /v1; and where Azure's SDKs put the same API, the model standing in the body as well
 _PREFIX: Final = re.compile(r"(?:/openai)?(?:/v1)?(?:/deployments/[^/]+)?(?=/|$)")

@@ -27,7 +27,6 @@ import uvloop
 from prometheus_client import CollectorRegistry
 
 from proxy.core.answers import EventAnswer
-from proxy.core.ending import StreamShape
 from proxy.core.gaps import Gaps
 from proxy.core.injection import UsageHider
 from proxy.core.pricing import PriceList, cost_nano_usd
@@ -35,7 +34,7 @@ from proxy.core.prompts import estimate
 from proxy.core.usage import Grade, Observation, Usage
 from proxy.phases.account import Accounting
 from proxy.phases.admit import Admission
-from proxy.phases.forward import Answer, AnswerKind
+from proxy.phases.forward import Answer
 from proxy.phases.observe import Counting, Observer
 from proxy.phases.quotas import Quotas
 from proxy.phases.record import Findings, ending_of
@@ -141,11 +140,11 @@ async def stream_once(shape: Shape, counting: Counting) -> None:
     downstream = FakeDownstream()
     error = ConnectionResetError() if shape.aborted else None
     stream = FakeStream(shape.events, error=error)
-    answer = Answer(cast("Any", stream), stream.watchdog, AnswerKind.EVENTS)
+    answer = Answer(cast("Any", stream), stream.watchdog, "events")
     observer = Observer(EventAnswer() if shape.observes else None, counting, ENCODING)
     along = Accompaniment(observer, Gaps(), [], durable, UsageHider().hide if shape.hides else None)
     try:
-        await relay(exchange(downstream, StreamShape.CHAT), answer, cast("Any", None), along, None)
+        await relay(exchange(downstream, "chat"), answer, cast("Any", None), along, None)
     except ConnectionResetError:
         assert shape.aborted
     observer.finish()

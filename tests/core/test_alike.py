@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from proxy.core.alike import MAX_ALIKE_BYTES, AlikeEvents
 from proxy.core.answers import EventAnswer
-from proxy.core.ending import EndingWatch, StreamShape
+from proxy.core.ending import EndingWatch
 from proxy.core.injection import UsageHider
 from proxy.core.sse import EventScanner
 
@@ -63,7 +63,7 @@ def _shown(alike: AlikeEvents, event: bytes) -> bytes | None:
 @given(_events(), st.booleans())
 @example([b'data: {"content":""}\n\n', b'data: {"content":"}\n\n'], False)
 def test_an_event_that_is_like_another_is_shown_as_by_itself(events: list[bytes], hides: bool) -> None:
-    alike, scanner, ending = AlikeEvents(), EventScanner(), EndingWatch(StreamShape.CHAT)
+    alike, scanner, ending = AlikeEvents(), EventScanner(), EndingWatch("chat")
     told, told_together = EventAnswer(), EventAnswer()
     for event in events:
         hide = UsageHider().hide if hides else bytes

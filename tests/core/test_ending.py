@@ -36,7 +36,7 @@ def nothing_seen(watch: EndingWatch) -> bool:
 
 
 def test_a_chat_without_finish_reason_and_done_is_truncated() -> None:
-    watch = watched(StreamShape.CHAT, DELTA, DELTA)
+    watch = watched("chat", DELTA, DELTA)
     assert watch.truncated(done=False)
     assert not watch.truncated(done=True)
     assert nothing_seen(watch)
@@ -54,14 +54,14 @@ def test_a_chat_without_finish_reason_and_done_is_truncated() -> None:
     ],
 )
 def test_a_finish_reason_ends_a_chat(block: bytes) -> None:
-    watch = watched(StreamShape.CHAT, DELTA, block, DELTA)
+    watch = watched("chat", DELTA, block, DELTA)
     assert watch.finish_seen
     assert not watch.truncated(done=False)
 
 
 @pytest.mark.parametrize("value", ["null", '""', "0"])
 def test_a_finish_reason_that_says_nothing_is_none(value: str) -> None:
-    watch = watched(StreamShape.CHAT, DELTA.replace(b"null}", value.encode() + b"}"))
+    watch = watched("chat", DELTA.replace(b"null}", value.encode() + b"}"))
     assert watch.truncated(done=False)
 
 
@@ -72,11 +72,11 @@ def test_nothing_a_model_writes_looks_like_an_ending(text: str, told: str) -> No
         chunk = {"choices": [{"delta": {"content": content}, "finish_reason": None}]}
         for ensure_ascii in (True, False):
             data = json.dumps(chunk, ensure_ascii=ensure_ascii).encode()
-            watch = watched(StreamShape.CHAT, b"data: " + data + b"\n\n")
+            watch = watched("chat", b"data: " + data + b"\n\n")
             assert nothing_seen(watch)
 
 
-@pytest.mark.parametrize("shape", [StreamShape.CHAT, StreamShape.RESPONSES])
+@pytest.mark.parametrize("shape", ["chat", "responses"])
 @pytest.mark.parametrize(
     "data",
     [
@@ -92,7 +92,7 @@ def test_an_upstream_that_says_it_failed_ends_honestly(shape: StreamShape, data:
     assert not watch.truncated(done=False)
 
 
-@pytest.mark.parametrize("shape", [StreamShape.CHAT, StreamShape.RESPONSES])
+@pytest.mark.parametrize("shape", ["chat", "responses"])
 @pytest.mark.parametrize(
     "data",
     [
@@ -117,8 +117,8 @@ def test_what_clients_do_not_raise_is_no_error(shape: StreamShape, data: bytes) 
 def test_a_flat_error_event_is_an_ending_of_a_response_only() -> None:
     """On chat no SDK raises it (protocol.md section 2.2), so it would look like a finished answer."""
     flat = b'event: error\ndata: {"type":"error","code":"x","message":"y","sequence_number":5}\n\n'
-    assert watched(StreamShape.RESPONSES, CREATED, flat).error_seen
-    assert watched(StreamShape.CHAT, DELTA, flat).truncated(done=False)
+    assert watched("responses", CREATED, flat).error_seen
+    assert watched("chat", DELTA, flat).truncated(done=False)
 
 
 @pytest.mark.parametrize(
@@ -135,7 +135,7 @@ def test_an_error_that_no_sdk_raises_is_noticed_and_nothing_behind_it_is_sent(
     hidden: bytes, passes: bytes | None
 ) -> None:
     block = DELTA + hidden + b"data: [DONE]\n\n"
-    watch = watched(StreamShape.CHAT, block)
+    watch = watched("chat", block)
     assert watch.hidden_error_seen
     assert not watch.error_seen
     shown = DELTA + (hidden if passes is None else passes)
@@ -145,30 +145,30 @@ def test_an_error_that_no_sdk_raises_is_noticed_and_nothing_behind_it_is_sent(
 
 @pytest.mark.parametrize("block", [b"error: {}\n\n", DELTA + b"error:x\n\n", b"id: 1\rerror: {}\r\r"])
 def test_an_error_field_line_is_noticed(block: bytes) -> None:
-    watch = watched(StreamShape.CHAT, block)
+    watch = watched("chat", block)
     assert watch.hidden_error_seen
     assert not watch.error_seen
 
 
 def test_a_field_whose_name_only_ends_in_error_is_none() -> None:
-    assert not watched(StreamShape.CHAT, b"xerror: {}\n\n", b": error: no\n\n").hidden_error_seen
+    assert not watched("chat", b"xerror: {}\n\n", b": error: no\n\n").hidden_error_seen
 
 
 @pytest.mark.parametrize("kind", ["completed", "incomplete", "failed", "cancelled"])
 def test_a_response_ends_with_its_terminal_event(kind: str) -> None:
-    watch = watched(StreamShape.RESPONSES, CREATED, COMPLETED.replace(b"completed", kind.encode()))
+    watch = watched("responses", CREATED, COMPLETED.replace(b"completed", kind.encode()))
     assert watch.finish_seen
     assert not watch.truncated(done=False)
 
 
 def test_a_response_without_terminal_event_is_truncated_even_after_done() -> None:
-    watch = watched(StreamShape.RESPONSES, CREATED, b'data: {"type":"response.output_text.done"}\n\n', STOP)
+    watch = watched("responses", CREATED, b'data: {"type":"response.output_text.done"}\n\n', STOP)
     assert watch.truncated(done=True)
     assert watch.truncated(done=False)
 
 
 def test_the_last_sequence_number_outlives_events_without_one() -> None:
-    watch = EndingWatch(StreamShape.RESPONSES)
+    watch = EndingWatch("responses")
     assert watch.last_sequence_number is None
     watch.saw(CREATED)
     assert watch.last_sequence_number == 0
@@ -180,13 +180,13 @@ def test_the_last_sequence_number_outlives_events_without_one() -> None:
 
 
 def test_other_streams_are_never_truncated_and_not_looked_at() -> None:
-    watch = watched(StreamShape.OTHER, STOP, ERROR)
+    watch = watched("other", STOP, ERROR)
     assert nothing_seen(watch)
     assert not watch.truncated(done=False)
 
 
 def test_no_bytes_say_nothing() -> None:
-    assert watched(StreamShape.CHAT, b"").truncated(done=False)
+    assert watched("chat", b"").truncated(done=False)
 
 
 @pytest.mark.parametrize("size", [1, 7, 64, 1000])
@@ -197,8 +197,8 @@ def test_what_is_split_over_the_fragments_of_an_oversize_event_is_found(size: in
         tail = padding[:phase] and b'"y":' + b"1" * phase + b","
         chat = b"data: {" + padding + tail + b'"choices":[{"finish_reason" :  "stop"}]}\n\n'
         response = b"data: {" + padding + tail + b'"type": "response.completed" , "sequence_number" : 1234567}\n\n'
-        assert through_the_scanner(StreamShape.CHAT, chat, size).finish_seen
-        watch = through_the_scanner(StreamShape.RESPONSES, response, size)
+        assert through_the_scanner("chat", chat, size).finish_seen
+        watch = through_the_scanner("responses", response, size)
         assert (watch.finish_seen, watch.last_sequence_number) == (True, 1234567)
 
 
@@ -213,7 +213,7 @@ def through_the_scanner(shape: StreamShape, stream: bytes, size: int) -> EndingW
 def test_a_fragment_does_not_begin_a_line() -> None:
     """What looks like an error field at the start of a fragment is inside the oversize line."""
     oversize = b'data: {"x":"' + b"x" * MAX_EVENT_BYTES
-    watch = watched(StreamShape.CHAT, oversize, b'error: "}\n\n', DELTA)
+    watch = watched("chat", oversize, b'error: "}\n\n', DELTA)
     assert not watch.hidden_error_seen
-    watch = watched(StreamShape.CHAT, oversize, b'"}\nerr', b"or: x\n\n")
+    watch = watched("chat", oversize, b'"}\nerr', b"or: x\n\n")
     assert watch.hidden_error_seen

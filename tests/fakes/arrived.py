@@ -5,18 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
-from proxy.core.ending import StreamShape
 from proxy.core.patterns import PatternTable
 from proxy.phases.authenticate import Plan, Principal, digest_of
-from proxy.phases.exchange import Endpoint, Exchange, Treatment
+from proxy.phases.exchange import Endpoint, Exchange
 
 if TYPE_CHECKING:
     from proxy.core.headers import RawHeaders
 
-CHAT = Endpoint("chat/completions", Treatment.METERED, StreamShape.CHAT)
-RESPONSES = Endpoint("responses", Treatment.METERED, StreamShape.RESPONSES)
-UPLOAD = Endpoint("audio/transcriptions", Treatment.INFERENCE, StreamShape.OTHER)
-STATEFUL = Endpoint("stateful", Treatment.STATEFUL, StreamShape.OTHER)
+CHAT = Endpoint("chat/completions", "metered", "chat")
+RESPONSES = Endpoint("responses", "metered", "responses")
+UPLOAD = Endpoint("audio/transcriptions", "inference", "other")
+STATEFUL = Endpoint("stateful", "stateful", "other")
 SECRET = b"the-clients-key"
 
 

@@ -133,7 +133,7 @@ def exchange(
     downstream: FakeDownstream,
     shape: StreamShape,
     *,
-    treatment: Treatment = Treatment.METERED,
+    treatment: Treatment = "metered",
     method: str = "POST",
 ) -> Exchange:
     """An exchange whose request does not matter."""

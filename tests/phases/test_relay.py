@@ -12,7 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.core import errors
-from proxy.core.ending import StreamShape
 from proxy.core.sse import KEEPALIVE_COMMENT, MAX_EVENT_BYTES
 from proxy.phases.forward import MAX_ERROR_BODY_BYTES, Answer, AnswerKind
 from proxy.phases.relay import Accompaniment, Relayed, relay
@@ -23,6 +22,7 @@ from tests.fakes.recordings import DONE, FINISH, RECORDINGS, ROLE, delta, respon
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from proxy.core.ending import StreamShape
     from proxy.phases.upstreams import Upstream
     from proxy.upstream.stream import UpstreamStream
 
@@ -32,9 +32,9 @@ _BROKEN = errors.ProxyError(errors.UPSTREAM_PROTOCOL_ERROR, "broken")
 
 async def _relay(
     stream: FakeStream,
-    kind: AnswerKind = AnswerKind.EVENTS,
+    kind: AnswerKind = "events",
     *,
-    shape: StreamShape = StreamShape.CHAT,
+    shape: StreamShape = "chat",
     method: str = "POST",
     first: bytes = b"",
     keepalive_s: float | None = None,
@@ -137,27 +137,27 @@ async def test_an_unfinished_answer_with_half_an_event_at_a_clean_end() -> None:
 async def test_the_sequence_goes_on_from_the_last_event_that_is_out() -> None:
     """Not from one that was held back."""
     reads = [response_event("response.created", 6), response_event("response.in_progress", 7)[:-1]]
-    downstream, _ = await _relay(FakeStream(reads, error=_BROKEN), shape=StreamShape.RESPONSES)
+    downstream, _ = await _relay(FakeStream(reads, error=_BROKEN), shape="responses")
     assert downstream.body == reads[0] + errors.responses_error_event(_BROKEN, 7)
 
 
 async def test_shapes_without_an_ending_are_not_judged() -> None:
     """Transcripts and images have no finish to miss."""
-    downstream, observed = await _relay(FakeStream([b'data: {"type":"x"}\n\n']), shape=StreamShape.OTHER)
+    downstream, observed = await _relay(FakeStream([b'data: {"type":"x"}\n\n']), shape="other")
     assert observed.failure is None
     assert downstream.ended == "finish"
 
 
-@pytest.mark.parametrize("kind", [AnswerKind.OPAQUE, AnswerKind.EVENTS])
+@pytest.mark.parametrize("kind", ["opaque", "events"])
 async def test_the_length_of_the_body(kind: AnswerKind) -> None:
     """Announced where it is known to hold; a stream of events may end with an event of ours."""
     stream = FakeStream([FINISH + DONE], headers=[(b"content-length", b"%d" % len(FINISH + DONE))])
     downstream, _ = await _relay(stream, kind)
-    assert downstream.content_length == (len(FINISH + DONE) if kind is AnswerKind.OPAQUE else None)
+    assert downstream.content_length == (len(FINISH + DONE) if kind == "opaque" else None)
 
 
 async def test_an_opaque_body_that_breaks_is_cut() -> None:
-    downstream, observed = await _relay(FakeStream([b"\0\1"], error=_BROKEN), AnswerKind.OPAQUE)
+    downstream, observed = await _relay(FakeStream([b"\0\1"], error=_BROKEN), "opaque")
     assert (downstream.body, downstream.ended) == (b"\0\1", "cut")
     assert observed.failure is _BROKEN
 
@@ -166,7 +166,7 @@ async def test_an_error_answer_loses_only_credentials() -> None:
     """However its bytes were split, in headers too."""
     body = b'{"error":{"message":"sk-up-1 and sk-up-2 are not sk-up-3"}}'
     stream = FakeStream([body[:25], body[25:]], status=401, headers=[(b"WWW-Authenticate", b"Bearer sk-up-2")])
-    downstream, _ = await _relay(stream, AnswerKind.ERROR)
+    downstream, _ = await _relay(stream, "error")
     assert json.loads(downstream.body)["error"]["message"] == "*** and *** are not sk-up-3"
     assert downstream.content_length == len(downstream.body)
     assert (b"WWW-Authenticate", b"Bearer ***") in downstream.headers
@@ -174,7 +174,7 @@ async def test_an_error_answer_loses_only_credentials() -> None:
 
 async def test_an_error_answer_of_head_keeps_its_length() -> None:
     stream = FakeStream([], status=404, headers=[(b"Content-Length", b"120")])
-    downstream, _ = await _relay(stream, AnswerKind.ERROR, method="HEAD")
+    downstream, _ = await _relay(stream, "error", method="HEAD")
     assert (downstream.status, downstream.content_length, downstream.writes) == (404, 120, [])
 
 
@@ -183,11 +183,11 @@ async def test_an_error_answer_is_bounded(size: int, *, fits: bool) -> None:
     """It is held whole, so it must be short; nothing is out yet when it is not."""
     stream, downstream = FakeStream([b"x" * size], status=500), FakeDownstream()
     if fits:
-        await _relay(stream, AnswerKind.ERROR, downstream=downstream)
+        await _relay(stream, "error", downstream=downstream)
         assert len(downstream.body) == size
     else:
         with pytest.raises(errors.ProxyError) as caught:
-            await _relay(stream, AnswerKind.ERROR, downstream=downstream)
+            await _relay(stream, "error", downstream=downstream)
         assert caught.value.kind is errors.UPSTREAM_PROTOCOL_ERROR
         assert not downstream.started
 

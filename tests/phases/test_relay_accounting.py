@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, cast, get_args
 
 import pytest
 
 from proxy.core import errors
 from proxy.core.answer_body import BodyAnswer
 from proxy.core.answers import EventAnswer
-from proxy.core.ending import StreamShape
 from proxy.core.injection import UsageHider
 from proxy.core.usage import Observation, Usage
 from proxy.phases.forward import Answer, AnswerKind
@@ -28,14 +27,14 @@ UNRECORDED = errors.ProxyError(errors.STORE_UNAVAILABLE, "The ledger cannot be w
 
 
 async def relayed(
-    stream: FakeStream, along: Accompaniment, downstream: FakeDownstream, kind: AnswerKind = AnswerKind.EVENTS
+    stream: FakeStream, along: Accompaniment, downstream: FakeDownstream, kind: AnswerKind = "events"
 ) -> Relayed:
     answer = Answer(cast("UpstreamStream", stream), stream.watchdog, kind)
     upstream = cast("Upstream", None)
-    return await relay(exchange(downstream, StreamShape.CHAT), answer, upstream, along, None)
+    return await relay(exchange(downstream, "chat"), answer, upstream, along, None)
 
 
-@pytest.mark.parametrize("kind", AnswerKind)
+@pytest.mark.parametrize("kind", get_args(AnswerKind))
 async def test_nothing_goes_downstream_before_the_row_is_durable(kind: AnswerKind) -> None:
     downstream, stream = FakeDownstream(), FakeStream([ROLE + FINISH + DONE])
     with pytest.raises(errors.ProxyError) as caught:
@@ -63,7 +62,7 @@ async def test_bodies_that_are_no_events_are_seen_too() -> None:
             return super().saw(data)
 
     watching = observer(Seen())
-    await relayed(FakeStream([b'{"usage":', b"null}"]), accompaniment(watching), FakeDownstream(), AnswerKind.OPAQUE)
+    await relayed(FakeStream([b'{"usage":', b"null}"]), accompaniment(watching), FakeDownstream(), "opaque")
     assert seen == b'{"usage":null}'
 
 

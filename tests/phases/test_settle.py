@@ -6,7 +6,7 @@ import asyncio
 import itertools
 from decimal import Decimal
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
@@ -14,13 +14,15 @@ from proxy.core import errors
 from proxy.core.answers import EventAnswer
 from proxy.core.pricing import Price
 from proxy.core.usage import Observation, Usage
-from proxy.phases.forward import AnswerKind
 from proxy.phases.record import Findings, ending_of
 from proxy.phases.relay import Relayed
 from proxy.phases.settle import Settlement, enter, observed_at_once, observed_later, settle
 from tests.fakes.accounts import RESERVED, MemoryEntry, account, observer
 from tests.fakes.arrived import arrived
 from tests.fakes.recordings import delta
+
+if TYPE_CHECKING:
+    from proxy.phases.forward import AnswerKind
 
 NOTHING = Observation("exact")
 UNREACHABLE = errors.ProxyError(errors.UPSTREAM_UNREACHABLE, "refused")
@@ -40,14 +42,14 @@ def findings(*, streamed: bool = True, kind: AnswerKind | None = None, **found: 
     ("found", "sent", "observation"),
     [
         (findings(error=UNREACHABLE, is_refused=True), True, NOTHING),
-        (findings(error=UNREACHABLE, is_refused=True, kind=AnswerKind.EVENTS), True, NOTHING),
-        (findings(error=UNRECORDED, is_refused=True, kind=AnswerKind.OPAQUE), True, NOTHING),
-        (findings(kind=AnswerKind.ERROR), True, NOTHING),
+        (findings(error=UNREACHABLE, is_refused=True, kind="events"), True, NOTHING),
+        (findings(error=UNRECORDED, is_refused=True, kind="opaque"), True, NOTHING),
+        (findings(kind="error"), True, NOTHING),
         (findings(error=GONE, aborted_by="client"), False, NOTHING),
         (findings(error=GONE, aborted_by="client"), True, Observation("counted", Usage(7))),
         (findings(error=GONE, aborted_by="client", streamed=False), True, Observation("unknown")),
-        (findings(error=GONE, aborted_by="client", kind=AnswerKind.ERROR), True, NOTHING),
-        (findings(kind=AnswerKind.OPAQUE, relayed=Relayed()), True, Observation("unknown")),
+        (findings(error=GONE, aborted_by="client", kind="error"), True, NOTHING),
+        (findings(kind="opaque", relayed=Relayed()), True, Observation("unknown")),
     ],
 )
 def test_what_was_used_without_looking_at_an_answer(found: Findings, *, sent: bool, observation: Observation) -> None:
@@ -56,7 +58,7 @@ def test_what_was_used_without_looking_at_an_answer(found: Findings, *, sent: bo
 
 @pytest.mark.parametrize("how", [{"error": GONE, "aborted_by": "client"}, {"relayed": Relayed(failure=UNREACHABLE)}])
 def test_what_broke_off_is_settled_in_its_turn(how: dict[str, Any]) -> None:
-    assert observed_at_once(findings(kind=AnswerKind.EVENTS, **how), account()) is None
+    assert observed_at_once(findings(kind="events", **how), account()) is None
 
 
 async def test_each_turn_of_the_loop_settles_one() -> None:
