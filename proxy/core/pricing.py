@@ -123,8 +123,17 @@ def cost_nano_usd(usage: Usage, price: Price) -> int:
     and durations, and durations that are no number, count as none.
     """
     scale, input_rate, cached_rate, output_rate = price.plain_rates
-    tokens, output, cached, written, audio, image, _, spoken, _, _, audio_s = usage
-    if scale != 1 or written or audio or image or spoken or audio_s or not 0 <= cached <= tokens or output < 0:
+    tokens, output, cached = usage.input_tokens, usage.output_tokens, usage.cached_tokens
+    if (
+        scale != 1
+        or usage.cache_write_tokens
+        or usage.audio_input_tokens
+        or usage.image_input_tokens
+        or usage.audio_output_tokens
+        or usage.audio_s
+        or not 0 <= cached <= tokens
+        or output < 0
+    ):
         return _cost_of_any(usage, price)
     cost = (tokens - cached) * input_rate + cached * cached_rate + output * output_rate
     return cost if cost <= MAX_COST_NANO_USD else MAX_COST_NANO_USD  # noqa: FURB136 - a third faster than `min`

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Final, Literal, NamedTuple, get_args
+from typing import Final, Literal, get_args
+
+import msgspec
 
 Grade = Literal["exact", "counted", "unknown"]
 """How far the figures of an exchange can be trusted.
@@ -13,7 +15,7 @@ counted. unknown: the answer could not be followed, and what was reserved is cha
 GRADES: Final[tuple[Grade, ...]] = get_args(Grade)
 
 
-class Usage(NamedTuple):
+class Usage(msgspec.Struct, frozen=True, gc=False, array_like=True):
     """Tokens of one exchange. The details lie inside the two totals (protocol.md section 1.6), they add nothing.
 
     `input_tokens` holds cached, cache-write, audio and image input; `output_tokens` holds reasoning, audio output and
@@ -33,7 +35,7 @@ class Usage(NamedTuple):
     audio_s: float = 0.0
 
 
-class Observation(NamedTuple):
+class Observation(msgspec.Struct, frozen=True, gc=False):
     """What an answer turned out to use."""
 
     grade: Grade

@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
 
+import msgspec
+
 from proxy.core.answer_body import BodyAnswer
 from proxy.core.answers import EventAnswer
 from proxy.core.discreet import Discreet
@@ -166,8 +168,10 @@ class Observer(Discreet):
         said = self._reader.usage if self._reader is not None else None
         if said is None:
             return Observation("counted", Usage(prompt_tokens, output_tokens))
-        usage = said._replace(
-            input_tokens=said.input_tokens or prompt_tokens, output_tokens=max(said.output_tokens, output_tokens)
+        usage = msgspec.structs.replace(
+            said,
+            input_tokens=said.input_tokens or prompt_tokens,
+            output_tokens=max(said.output_tokens, output_tokens),
         )
         return Observation("counted", usage)
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 _LONGEST_MODEL: Final = 128
-_NO_DETAILS: Final = Usage()[2:]
+_NO_DETAILS: Final = msgspec.structs.astuple(Usage())[2:]
 
 
 class Findings(msgspec.Struct):
@@ -197,8 +197,10 @@ def _fields(ending: Ending, duration_s: float, spent_s: dict[Phase, float]) -> d
         fields["grade"] = settlement.grade
         fields["input_tokens"] = usage.input_tokens
         fields["output_tokens"] = usage.output_tokens
-        if usage[2:] != _NO_DETAILS:
-            fields |= {name: value for name, value in zip(usage._fields[2:], usage[2:], strict=True) if value}
+        details = msgspec.structs.astuple(usage)[2:]
+        if details != _NO_DETAILS:
+            names = Usage.__struct_fields__[2:]
+            fields |= {name: value for name, value in zip(names, details, strict=True) if value}
         fields["cost_usd"] = settlement.cost_nano_usd / 1_000_000_000
     if account is not None and len(account.tries) > 1:
         fields["tries"] = [

@@ -84,7 +84,7 @@ def settle(account: Account, observation: Observation) -> Settlement:
 
     A try that another outran had its prompt read, of which nobody tells: it is counted, and so is the sum.
     """
-    grade, usage = observation
+    grade, usage = observation.grade, observation.usage
     price = account.price
     is_unknown = grade == "unknown"
     if is_unknown:
@@ -102,7 +102,7 @@ def _with_lost(account: Account, settlement: Settlement) -> Settlement:
     lost_tokens = account.prompt_tokens * len(account.lost)
     return Settlement(
         "counted" if settlement.grade == "exact" else settlement.grade,
-        settlement.usage._replace(input_tokens=settlement.usage.input_tokens + lost_tokens),
+        msgspec.structs.replace(settlement.usage, input_tokens=settlement.usage.input_tokens + lost_tokens),
         settlement.cost_nano_usd + account.lost_nano_usd,
         settlement.is_priced,
     )

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from proxy.core import errors
 from proxy.core.tracing import Span
+from proxy.core.usage import Usage
 
 if TYPE_CHECKING:
     from proxy.core.tracing import Moment
@@ -21,6 +22,7 @@ _Attributes = dict[str, str | int]
 
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT"})
 _LONGEST_MODEL: Final = 128
+_NO_USAGE: Final = Usage()
 _OPERATIONS: Final = {
     "chat/completions": "chat",
     "responses": "chat",
@@ -149,7 +151,7 @@ def _relayed(ending: Ending, hop: Hop) -> _Attributes:
     if ending.outcome != "ok" and (hop.status or 0) < 400:
         found["error.type"] = ending.outcome
     account, settlement = ending.findings.account, ending.findings.settlement
-    if account is None or settlement is None or settlement.grade == "unknown" or not any(settlement.usage):
+    if account is None or settlement is None or settlement.grade == "unknown" or settlement.usage == _NO_USAGE:
         return found
     usage = settlement.usage
     lost_tokens = account.prompt_tokens * len(account.lost)  # of tries that were outrun: they have spans of their own

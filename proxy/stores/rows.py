@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Dialect
 
-    from proxy.core.usage import Usage
     from proxy.stores.base import Opened, Settled
 
 MAX_ROWS: Final = 128
@@ -80,9 +79,9 @@ class Row(msgspec.Struct, eq=False, gc=False):
         fixed = self.as_opened(worker)
         if settled.upstream is not None and settled.upstream != self.opened.upstream:
             fixed = (*fixed[:_UPSTREAM], _text(settled.upstream), *fixed[_UPSTREAM + 1 :])
-        usage: tuple[float, ...] = settled.usage
+        usage: tuple[float, ...] = msgspec.structs.astuple(settled.usage)
         if max(usage) > _MOST_TOKENS or min(usage) < 0 or not math.isfinite(settled.usage.audio_s):
-            usage = _clean(settled.usage)
+            usage = _clean(usage)
         return (
             *fixed,
             settled.ended_ms,
@@ -96,7 +95,7 @@ class Row(msgspec.Struct, eq=False, gc=False):
         )
 
 
-def _clean(usage: Usage) -> tuple[float, ...]:
+def _clean(usage: tuple[float, ...]) -> tuple[float, ...]:
     *tokens, audio_s = usage
     return (*[_within(int(count), _MOST_TOKENS) for count in tokens], audio_s if math.isfinite(audio_s) else 0.0)
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import astuple
 
 from proxy.core.answer_usage import _read_any, read_usage
 from proxy.core.tokens import MAX_TOKENS
@@ -121,12 +122,12 @@ def test_whatever_is_said_is_consistent_or_not_believed(said: dict[str, Any], in
     usage = read_usage(said, input_only=input_only)
     if usage is None:
         return
-    *tokens, audio_s = usage
+    *tokens, audio_s = astuple(usage)
     assert all(0 <= each <= MAX_TOKENS for each in tokens)
     assert 0 <= audio_s <= 366 * 86400
     assert usage != Usage()
-    assert max(usage[2:6]) <= usage.input_tokens
-    assert max(usage[6:10]) <= usage.output_tokens
+    assert max(tokens[2:6]) <= usage.input_tokens
+    assert max(tokens[6:10]) <= usage.output_tokens
 
 
 _figures: st.SearchStrategy[Any] = st.integers(-2, 20) | st.sampled_from(

@@ -9,6 +9,7 @@ from fractions import Fraction
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import astuple, replace
 
 from proxy.core.pricing import MAX_COST_NANO_USD, Price, PriceList, _cost_of_any, cost_nano_usd, plain_cost_nano_usd
 from proxy.core.usage import Usage
@@ -177,7 +178,7 @@ def test_equals_the_sum_by_the_book(usage: Usage, price: Price) -> None:
 
 @given(one=consistent_usages(), other=consistent_usages(), price=prices)
 def test_additive_within_a_nano_usd(one: Usage, other: Usage, price: Price) -> None:
-    both = Usage._make(a + b for a, b in zip(one, other, strict=True))
+    both = Usage(*(a + b for a, b in zip(astuple(one), astuple(other), strict=True)))
     together = cost_nano_usd(both, price)
     if together < MAX_COST_NANO_USD:
         assert abs(together - cost_nano_usd(one, price) - cost_nano_usd(other, price)) <= 1
@@ -207,10 +208,10 @@ def test_no_claim_raises_or_costs_less_than_nothing(usage: Usage, price: Price) 
 @given(usage=wild_usages, price=prices, more=counts)
 def test_more_tokens_or_seconds_never_cost_less(usage: Usage, price: Price, more: int) -> None:
     cost = cost_nano_usd(usage, price)
-    assert cost_nano_usd(usage._replace(input_tokens=usage.input_tokens + more), price) >= cost
-    assert cost_nano_usd(usage._replace(output_tokens=usage.output_tokens + more), price) >= cost
+    assert cost_nano_usd(replace(usage, input_tokens=usage.input_tokens + more), price) >= cost
+    assert cost_nano_usd(replace(usage, output_tokens=usage.output_tokens + more), price) >= cost
     if 0 <= usage.audio_s < 1e300:
-        assert cost_nano_usd(usage._replace(audio_s=usage.audio_s + more), price) >= cost
+        assert cost_nano_usd(replace(usage, audio_s=usage.audio_s + more), price) >= cost
 
 
 @given(usage=consistent_usages(), price=prices, data=st.data())
@@ -230,8 +231,8 @@ def test_a_token_that_turns_out_to_be_of_a_kind_costs_what_that_kind_costs(
     )
     bare = Usage(input_tokens=usage.input_tokens, output_tokens=usage.output_tokens)
     fewer, more = sorted(data.draw(st.tuples(st.integers(0, room), st.integers(0, room))))
-    first = cost_nano_usd(bare._replace(**{kind: fewer}), price)
-    second = cost_nano_usd(bare._replace(**{kind: more}), price)
+    first = cost_nano_usd(replace(bare, **{kind: fewer}), price)
+    second = cost_nano_usd(replace(bare, **{kind: more}), price)
     if rate is None or rate == base:
         assert first == second
     elif rate > base:

@@ -134,7 +134,7 @@ findings = made(
         made(
             Settlement,
             grade=st.sampled_from(GRADES),
-            usage=st.tuples(*[counts] * 10, st.floats(0, 1e6)).map(Usage._make),
+            usage=st.builds(Usage, *[counts] * 10, st.floats(0, 1e6)),
             cost_nano_usd=counts,
             is_priced=st.booleans(),
         )

@@ -6,6 +6,7 @@ import random
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
+from msgspec.structs import asdict
 
 from proxy.config.settings import ModelConfig
 from proxy.config.upstreams import RouteConfig
@@ -65,7 +66,7 @@ async def test_the_client_gets_the_bytes_of_its_own_request(framing: str, *, who
             assert shown.whole, name
             assert shown.status == own.status == 200, name
             if shape.usage is not None:
-                expected[shown.header("x-sluice-id")] = (name, "exact", shape.usage._asdict())
+                expected[shown.header("x-sluice-id")] = (name, "exact", asdict(shape.usage))
             assert body_of(injecting.peer_request) == INJECTED
             assert body_of(plain.peer_request) == STREAM
         rows = await all_rows(injecting.proxy, len(SHAPES))

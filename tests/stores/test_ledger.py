@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
+from msgspec.structs import astuple
 
 from proxy.core.errors import STORE_UNAVAILABLE, ProxyError
 from proxy.core.usage import Usage
@@ -43,7 +44,7 @@ async def test_settling_completes_every_column(engine: Engine) -> None:
         await entry.durable()
         entry.settle(settled(usage=usage, grade="counted", first_byte_ms=None))
     row = rows(engine)["a"]
-    assert tuple(row[name] for name in Usage._fields) == usage
+    assert tuple(row[name] for name in Usage.__struct_fields__) == astuple(usage)
     assert (row["ended_ms"], row["status"], row["outcome"], row["grade"]) == (START_MS + 500, 200, "ok", "counted")
     assert (row["cost_nano_usd"], row["attempts"], row["first_byte_ms"]) == (77, 1, None)
     assert row["reserved_tokens"] == 1_000
