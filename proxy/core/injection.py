@@ -24,6 +24,7 @@ _USUAL_MEMBER: Final = b',"usage":null'
 _USUAL_MEMBERS: Final = re.compile(  # of events of a line each; what begins with the comma is searched for faster
     rb',"usage":null(?<![ \t],"usage":null)(?=(?:,"obfuscation":"[0-9A-Za-z]*+")?\}\n\n(?:data: \{|\Z))'
 )
+_USUAL_LAST: Final = re.compile(rb"data: (\{[^\n]++)\n\n(data: \[DONE\]\n\n)")
 _LF: Final = 0x0A
 _CR: Final = 0x0D
 
@@ -101,10 +102,17 @@ class UsageHider:
             return self._hide_in_events(block)
         if block.find(b"\n") == len(block) - 2:
             return _without_usual_member(block, at - 1) or _hidden_event(block)
-        # events that are usual by a few calls for all, what follows one by one
-        end = block.find(b"\n\n", max(block.rfind(_USUAL_MEMBER), 0)) + 2
-        shown = _without_usual_members(block[:end])
-        return self._hide_in_events(block) if shown is None else shown + self._hide_in_events(block[end:])
+        # events that are usual by a few calls for all, then the usual end; what else there is one by one
+        shown, rest = b"", block
+        if (member := block.rfind(_USUAL_MEMBER)) >= 0:
+            end = block.find(b"\n\n", member) + 2
+            usual, rest = _without_usual_members(block[:end]), block[end:]
+            if usual is None:
+                return self._hide_in_events(block)
+            shown = usual
+        if (last := _USUAL_LAST.fullmatch(rest)) and _NAME in rest and _is_usage_only(last[1]):
+            return shown + last[2]
+        return shown + self._hide_in_events(rest)
 
     def _hide_in_events(self, block: bytes) -> bytes:
         """`hide` for every other shape: several events, other line ends, `event` lines, comments, fragments."""

@@ -107,7 +107,7 @@ class Attempts:
             waits=lambda: enter("queue"),
         )
         place = self._balancer.at_once(ask) or await self._balancer.place(ask)
-        course = Course(exchange, admission, account, ask, asyncio.get_running_loop().time())
+        course = Course(exchange, admission, account, ask, place.route.upstream.pool.loop.time())
         while True:
             enter("forward")
             if self._hedge is None or admission.rest is not None:

@@ -5,7 +5,6 @@ Nothing went downstream yet, so every failure is still a status.
 
 from __future__ import annotations
 
-import asyncio
 import re
 from typing import TYPE_CHECKING, Final, Literal
 
@@ -102,7 +101,7 @@ async def forward(
     """
     upstream = sending.route.upstream
     timeouts, pool = upstream.timeouts, upstream.pool
-    loop = asyncio.get_running_loop()
+    loop = pool.loop
     most_s, deadline_s, left_s = timeouts.first_byte_s, None, None
     if timeouts.total_s is not None:
         deadline_s = course.began_s + timeouts.total_s

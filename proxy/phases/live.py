@@ -23,7 +23,7 @@ _LAST_WORDS_S: Final = 2.0
 class Live(msgspec.Struct):
     """What is known of a live exchange so far, and what it takes to end it from outside."""
 
-    task: asyncio.Task[object] | None
+    task: asyncio.Task[object]
     findings: Findings = msgspec.field(default_factory=Findings)
     watchdog: Watchdog | StallWatch | None = None
     interruption: errors.ProxyError | None = None
@@ -36,7 +36,7 @@ class Live(msgspec.Struct):
         answer = self.findings.answer
         if answer is not None and exchange.downstream.started:
             answer.stream.fail(error)
-        elif self.task is not None and exchange.timeline.phase != "settle":
+        elif exchange.timeline.phase != "settle":
             self.task.cancel()  # a settlement ends by itself
 
 
@@ -51,9 +51,9 @@ class LiveExchanges:
     def __len__(self) -> int:
         return len(self._live)
 
-    def add(self, exchange: Exchange) -> Live:
-        """One has begun, in the current task."""
-        live = self._live[exchange] = Live(asyncio.current_task())
+    def add(self, exchange: Exchange, task: asyncio.Task[object]) -> Live:
+        """One has begun, in that task."""
+        live = self._live[exchange] = Live(task)
         return live
 
     def remove(self, exchange: Exchange) -> None:

@@ -96,12 +96,15 @@ class Pipeline:
         self._live = live
         self._turn = asyncio.Lock()  # of settling
 
-    async def run(self, exchange: Exchange, refusal: errors.ProxyError | None = None) -> None:
+    async def run(
+        self, exchange: Exchange, task: asyncio.Task[object], refusal: errors.ProxyError | None = None
+    ) -> None:
         """Serve one exchange to its end, and turn every way in which that may fail into an answer and a finding.
 
-        `refusal` is why it ends before it began.
+        `task` is the one in which this runs: asking for it each time takes long. `refusal` is why it ends before it
+        began.
         """
-        live = self._live.add(exchange)
+        live = self._live.add(exchange, task)
         findings = live.findings
         try:
             try:
@@ -111,7 +114,7 @@ class Pipeline:
             except errors.ProxyError as error:
                 await self._tell(exchange, live, error)
             except asyncio.CancelledError:
-                if live.interruption is None or exchange.downstream.started or live.task is None:
+                if live.interruption is None or exchange.downstream.started:
                     raise
                 live.task.uncancel()
                 findings.aborted_by = cutter_of(live.interruption)

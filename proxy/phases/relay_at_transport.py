@@ -10,13 +10,13 @@ reading, until the client has read.
 
 from __future__ import annotations
 
-import asyncio
 from time import perf_counter
 from typing import TYPE_CHECKING, Final
 
 from proxy.core.alike import MAX_ALIKE_BYTES, AlikeEvents
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Callable
 
     from proxy.core.ending import EndingWatch
@@ -82,7 +82,7 @@ class EventFlow:
 
     async def _flow(self) -> None:
         """Relay what comes until something else comes, or the client's transport is full."""
-        self._end = asyncio.get_running_loop().create_future()
+        self._end = self._watchdog.loop.create_future()
         self._alike.forget()
         self._watchdog.flows(self._silent_s)
         self._stream.flow_into(self._arrived)

@@ -111,14 +111,14 @@ class Watchdog(Discreet):
         """Watch from now on. Called before anything that may wait; an answer that needs no waiting needs no timer."""
         if self._progress is not None:
             return
-        now = self.loop.time()
-        self._progress = _Progress(self.downstream, self.write_stall_s, now)
-        if self.write_stall_s is not None:
-            self._look_by(now + self.write_stall_s / _STALL_LOOKS)
-        if self.idle_s is not None:
-            self._look_by(now + self.idle_s)
-        if self.deadline_s is not None:
-            self._look_by(self.deadline_s)
+        now, write_stall_s, idle_s = self.loop.time(), self.write_stall_s, self.idle_s
+        self._progress = _Progress(self.downstream, write_stall_s, now)
+        due_s = _NEVER_S if self.deadline_s is None else self.deadline_s
+        if write_stall_s is not None:
+            due_s = min(due_s, now + write_stall_s / _STALL_LOOKS)
+        if idle_s is not None:
+            due_s = min(due_s, now + idle_s)
+        self._look_by(due_s)
 
     async def read(self) -> bytes:
         """The next body bytes, b"" at the clean end; the time spent here is the upstream's silence."""
@@ -158,7 +158,8 @@ class Watchdog(Discreet):
     def _look_by(self, due_s: float) -> None:
         """Look at that time, if not before."""
         if due_s < self._due_s:
-            self.stop()
+            if self._timer is not None:
+                self._timer.cancel()
             self._due_s = due_s
             self._timer = self.loop.call_at(due_s, self._look)
 

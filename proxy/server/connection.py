@@ -12,6 +12,7 @@ What this uses of aiohttp's `RequestHandler` that has no public name: `_parser`,
 
 from __future__ import annotations
 
+import asyncio
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -24,7 +25,6 @@ from proxy.core import errors
 from proxy.phases.exchange import new_exchange_id
 
 if TYPE_CHECKING:
-    import asyncio
     from collections.abc import Sequence
 
     from aiohttp import StreamReader
@@ -44,9 +44,9 @@ _MAX_UNSENT_BYTES_TLS: Final = 1
 
 
 class Connection(RequestHandler):
-    """A client's connection. `remote` is the address it comes from."""
+    """A client's connection. `remote` is the address it comes from, `task` the one in which its requests are served."""
 
-    __slots__ = ("_content", "_server", "_watched", "date", "remote")
+    __slots__ = ("_content", "_server", "_watched", "date", "remote", "task")
 
     def __init__(self, server: Server, **kwargs: Any) -> None:
         super().__init__(server, **kwargs)
@@ -133,6 +133,7 @@ class Connection(RequestHandler):
     async def start(self) -> None:
         """Serve the requests of this connection in turn, until one of the two sides ends it."""
         loop, messages, serve = self._loop, self._messages, self._server.serve
+        self.task = cast("asyncio.Task[None]", asyncio.current_task())
         goes_on = True
         try:
             while goes_on and not (self._force_close or self._close):

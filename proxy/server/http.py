@@ -52,8 +52,8 @@ def with_aiohttp(handler: Handler) -> Serve:
     """Serves as `handler` says in aiohttp's requests and responses: for what is asked rarely."""
 
     async def serve(connection: Connection, message: RawRequestMessage, content: StreamReader) -> bool:
-        loop, task = asyncio.get_running_loop(), cast("asyncio.Task[None]", asyncio.current_task())
-        request = web.BaseRequest(message, content, connection, StreamWriter(connection, loop), task, loop)
+        loop = asyncio.get_running_loop()
+        request = web.BaseRequest(message, content, connection, StreamWriter(connection, loop), connection.task, loop)
         try:
             response = await handler(request)
         except web.HTTPException as refusal:

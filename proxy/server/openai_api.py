@@ -80,7 +80,7 @@ class OpenAIApi:
         if refusal is None and not (message.version in _VERSIONS and _JUDGED.isdisjoint(exchange.first)):
             refusal = self._refusal(exchange.first, message)
         try:
-            await serving.pipeline.run(exchange, refusal)
+            await serving.pipeline.run(exchange, connection.task, refusal)
         except Exception as fault:
             if downstream.started:
                 raise ConnectionResetError("an answer is out already") from fault

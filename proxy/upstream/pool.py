@@ -31,8 +31,8 @@ class UpstreamPool:
         self.origin = origin
         self._connect_timeout_s = connect_timeout_s
         self._idle_s = idle_s
-        self._loop = asyncio.get_running_loop()
-        self.silence = Silence(self._loop)
+        self.loop = asyncio.get_running_loop()
+        self.silence = Silence(self.loop)
         self._read_buffer = memoryview(bytearray(READ_BUFFER_BYTES))
         self._open: set[UpstreamConnection] = set()
         self._idle: dict[UpstreamConnection, float] = {}  # in order of release: until when, in the loop's time
@@ -59,7 +59,7 @@ class UpstreamPool:
         """
         while self._idle:
             connection, good_until = self._idle.popitem()
-            if good_until > self._loop.time() and connection.quiet():
+            if good_until > self.loop.time() and connection.quiet():
                 return connection
             connection.abort()
         return None
@@ -80,14 +80,14 @@ class UpstreamPool:
     def release(self, connection: UpstreamConnection, keep_alive_s: float | None = None) -> None:
         """Take back a connection whose exchange is over. `keep_alive_s` is the upstream's own idle time, if it told."""
         idle_s = self._idle_s if keep_alive_s is None else min(keep_alive_s - IDLE_MARGIN_S, MAX_IDLE_S)
-        now_s = self._loop.time()
+        now_s = self.loop.time()
         if self._closed or connection.closed or now_s - connection.opened_s > MAX_AGE_S or idle_s <= 0:
             connection.abort()
             return
         connection.finish()
         self._idle[connection] = now_s + idle_s
         if self._sweeper is None:
-            self._sweeper = self._loop.call_later(idle_s, self._sweep)
+            self._sweeper = self.loop.call_later(idle_s, self._sweep)
 
     def close(self) -> None:
         """Close what is idle now, and what is in use when it comes back."""
@@ -100,11 +100,11 @@ class UpstreamPool:
 
     def _sweep(self) -> None:
         self._sweeper = None
-        now = self._loop.time()
+        now = self.loop.time()
         for connection in [connection for connection, good_until in self._idle.items() if good_until <= now]:
             connection.abort()  # which makes us forget it
         if self._idle:
-            self._sweeper = self._loop.call_at(min(self._idle.values()), self._sweep)
+            self._sweeper = self.loop.call_at(min(self._idle.values()), self._sweep)
 
     def _forget(self, connection: UpstreamConnection) -> None:
         self._open.discard(connection)

@@ -153,6 +153,27 @@ def _lines(draw: st.DrawFn) -> bytes:
     return b"data: %b%b" % (text.encode(), draw(st.sampled_from([b"\n\n"] * 8 + [b"\r\r", b"\r\n\r\n"])))
 
 
+@st.composite
+def _endings(draw: st.DrawFn) -> bytes:
+    """What comes last: what may be a usage event, with members twice or under names that are not plain, and the end."""
+    members = st.sampled_from([
+        '"choices":[]', '"choices": [ ]', '"choices":[{}]', '"ch\\u006fices":[]', '"usage":{"a":1}', '"usage":null',
+        '"us\\u0061ge":{"a":1}', '"usage":{"b":0,"usage":null}', '"usage":1', '"id":"a"', '"error":{"b":1}', '"x":{',
+        '"timings":{"b":1}', '"obfuscation":"aB3"', '"choices":null',
+    ])  # fmt: skip
+    text = ",".join(draw(st.lists(members, max_size=5)))
+    last = draw(st.sampled_from([b"", b"data: [DONE]\n\n", b"data: [DONE]\r\r", b"data: [DONE]\n", b"\n", b": x\n\n"]))
+    return b"data: {%b}\n\n%b" % (text.encode(), last)
+
+
+@given(st.tuples(st.lists(_lines(), max_size=3).map(b"".join), _endings()).map(b"".join))
+@example(b'data: {"a":1,"usage":null}\n\ndata: {"choices":[],"usage":{"a":1}}\n\ndata: [DONE]\n\n')
+@example(b'data: {"choices":[],"usage":null,"usage":{"a":1}}\n\ndata: [DONE]\n\n')
+@example(b'data: {"choices":[],"us\\u0061ge":{"a":1}}\n\ndata: [DONE]\n\n')
+def test_the_short_way_ends_as_the_general_way_ends(block: bytes) -> None:
+    assert once(block) == UsageHider()._hide_in_events(block)
+
+
 @given(st.lists(_lines(), min_size=1, max_size=3).map(b"".join))
 @example(b'data: {"choices":[],"usage":{"a":1}}\r\rdata: {"x":1}\n\n')
 @example(b'id: 7\r\rdata: {"choices":[],"usage":{"a":1}}\n\n')

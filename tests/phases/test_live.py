@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any, cast
 
 from proxy.phases.live import LiveExchanges
 from tests.fakes.arrived import arrived
@@ -10,12 +11,16 @@ from tests.fakes.arrived import arrived
 PHASES = ["authenticate", "admit", "route", "queue", "forward", "relay", "settle"]
 
 
+def this_task() -> asyncio.Task[Any]:
+    return cast("asyncio.Task[Any]", asyncio.current_task())
+
+
 async def test_each_exchange_is_in_the_phase_that_it_entered_last() -> None:
-    live = LiveExchanges()
+    live, task = LiveExchanges(), this_task()
     assert live.by_phase() == dict.fromkeys(PHASES, 0)
     exchanges = [arrived() for _ in range(3)]
     for exchange in exchanges:
-        live.add(exchange)
+        live.add(exchange, task)
     exchanges[1].timeline.enter("relay")
     exchanges[2].timeline.enter("relay")
     in_thread = await asyncio.to_thread(live.by_phase)
@@ -28,12 +33,12 @@ async def test_each_exchange_is_in_the_phase_that_it_entered_last() -> None:
 
 
 async def test_all_who_wait_for_none_to_be_live_are_told_and_those_who_come_later_at_once() -> None:
-    live = LiveExchanges()
+    live, task = LiveExchanges(), this_task()
     await live.idle()
     for _ in range(2):  # it may be busy and idle again
         first, second = arrived(), arrived()
-        live.add(first)
-        live.add(second)
+        live.add(first, task)
+        live.add(second, task)
         waiting = [asyncio.ensure_future(live.idle()) for _ in range(2)]
         await asyncio.sleep(0)
         live.remove(first)

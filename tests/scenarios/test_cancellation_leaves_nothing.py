@@ -160,8 +160,8 @@ async def cancelled_at(which: int, proxy: Running, case: Case, monkeypatch: pyte
     ended = asyncio.Event()
     cancellations: list[CancelledAt] = []
 
-    async def run(exchange: Exchange, refusal: ProxyError | None = None) -> None:
-        cancellations.append(CancelledAt(original(exchange, refusal), which))
+    async def run(exchange: Exchange, task: asyncio.Task[object], refusal: ProxyError | None = None) -> None:
+        cancellations.append(CancelledAt(original(exchange, task, refusal), which))
         try:
             await cancellations[0]
         finally:
