@@ -99,6 +99,20 @@ class EndingWatch:
         return int(match[1]) if match else None
 
     def _look(self, text: bytes, *, inside: bool) -> None:
+        if b"error" not in text:
+            self._look_for_end(text)
+            return
+        before = self.finish_seen, self.error_seen, self._numbered
+        was_hidden = self.hidden_error_seen
+        self._look_for_end(text)
+        self._look_for_error(text, inside=inside)
+        if self.hidden_error_seen and not was_hidden:  # what stands behind it is not sent, so it says nothing
+            self.finish_seen, self.error_seen, self._numbered = before
+            sent = until_hidden_error(text)
+            self._look_for_end(sent)
+            self._look_for_error(sent, inside=inside)
+
+    def _look_for_end(self, text: bytes) -> None:
         if self.is_chat:
             # most events have the member, and null in it: find is far faster than a search from the start
             at = text.find(b'"finish_reason"') if not self.finish_seen else -1
@@ -113,8 +127,6 @@ class EndingWatch:
             if not self.finish_seen and (found := _TERMINAL.search(text)):
                 self.finish_seen = True
                 self.error_seen = self.error_seen or found[1] == b"failed"
-        if b"error" in text:
-            self._look_for_error(text, inside=inside)
 
     def _look_for_error(self, text: bytes, *, inside: bool) -> None:
         if (text.startswith(b"error:") and not inside) or any(line in text for line in _ERROR_LINES):
