@@ -170,7 +170,7 @@ class Attempts:
                 sending, answer = await self._without_usage(course, place, refusal)
             answer.place = place
             status = answer.stream.head.status
-            place.answered(status, self._retry_after_s(answer) if status >= 400 else None)
+            self._balancer.answered(place, status, self._retry_after_s(answer) if status >= 400 else None)
             result = _RESULTS[status // 100]
         except errors.ProxyError as failure:
             if failure.kind.blame is not errors.Blame.UPSTREAM:

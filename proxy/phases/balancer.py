@@ -13,13 +13,12 @@ from proxy.core.balance import choose
 from proxy.core.circuit import State
 from proxy.core.fair_queue import FairQueue
 from proxy.core.retry import CREDENTIAL_STATUSES, RETRYABLE_STATUSES
-from proxy.phases.places import Place, Waiter
+from proxy.phases.places import FAILED_STATUSES, Place, Waiter
 from proxy.phases.waits import expected_wait_s, no_upstream
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from proxy.core.circuit import Ticket
     from proxy.phases.places import Ask, QueueLimits
     from proxy.phases.route import Route
     from proxy.phases.upstreams import Upstream
@@ -116,12 +115,16 @@ class Balancer:
             routes = [route for route in ask.routes if route in routes or route not in ask.tried]
         return await self._wait(ask, routes)
 
-    def answered(self, place: Place, ticket: Ticket, status: int, retry_after_s: float | None) -> None:
-        """Note that an upstream works, and what it said of the key that it was asked with."""
+    def answered(self, place: Place, status: int, retry_after_s: float | None) -> None:
+        """Note that an upstream works, or failed, and what it said of the key; `retry_after_s` is what it asked for."""
+        if status in FAILED_STATUSES:
+            place.failed()
+            return
+        place.was_judged = True
         upstream, circuit, now_s = place.route.upstream, place.circuit, self._clock()
-        health, was_open = upstream.health, circuit.is_open
-        circuit.succeeded(ticket, now_s)
-        credentials, is_of_the_key = place.credentials, status == 429 or status in CREDENTIAL_STATUSES
+        health, credentials, was_open = upstream.health, place.credentials, circuit.is_open
+        circuit.succeeded(place.ticket, now_s)
+        is_of_the_key = status == 429 or status in CREDENTIAL_STATUSES
         if not is_of_the_key or upstream.auth == "passthrough":  # then the key is the client's, and so is its trouble
             health.is_failing = status in RETRYABLE_STATUSES
             credentials.succeeded(place.api_key)
@@ -134,13 +137,12 @@ class Balancer:
             self._show(upstream)
             self.serve(upstream)  # it was left alone while some waited
 
-    def failed(self, place: Place, ticket: Ticket) -> None:
+    def failed(self, place: Place) -> None:
         """Note that an upstream failed; who waits for nothing else is told so when its circuit opens."""
-        upstream, now_s = place.upstream, self._clock()
-        circuit = place.circuit
+        upstream, circuit, now_s = place.route.upstream, place.circuit, self._clock()
         upstream.health.is_failing = True
         was_open = circuit.state(now_s) is State.OPEN
-        circuit.failed(ticket, now_s, self._draw())
+        circuit.failed(place.ticket, now_s, self._draw())
         if circuit.state(now_s) is State.OPEN and not was_open:
             # some may wait for it and for others, and nobody else may come or leave meanwhile
             wait_s = circuit.retry_in_s(now_s) + _TIMERS_LATE_S
@@ -148,12 +150,12 @@ class Balancer:
             self.refuse_hopeless()
         self._show(upstream)
 
-    def left(self, place: Place, ticket: Ticket, taken_s: float) -> None:
+    def left(self, place: Place, taken_s: float) -> None:
         """Take a place back, and give it to the next in the queue."""
         upstream = place.route.upstream
         health = upstream.health
         if place.circuit.is_open:
-            place.circuit.abandoned(ticket)
+            place.circuit.abandoned(place.ticket)
         self._in_flight[upstream.name] = health.in_flight = health.in_flight - 1
         held_s, before_s = self._clock() - taken_s, health.held_s
         health.held_s = before_s + (held_s - before_s) * _NEWEST_SHARE if before_s else held_s
@@ -216,8 +218,7 @@ class Balancer:
         return choose([route for route in ready if route.priority == lowest], self._draw)
 
     def _take(self, route: Route, ask: Ask, now_s: float) -> Place:
-        upstream = route.upstream
-        health = upstream.health
+        upstream, health = route.upstream, route.upstream.health
         circuit, credentials = health.circuit, health.credentials
         ticket = circuit.enter(now_s)
         if ticket is None:

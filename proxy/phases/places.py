@@ -43,13 +43,10 @@ class Ask(msgspec.Struct, eq=False):
 class Keeper(Protocol):
     """Who keeps the places, and learns through them how upstreams are doing."""
 
-    def answered(self, place: Place, ticket: Ticket, status: int, retry_after_s: float | None) -> None:
-        """The upstream answered with a status that is no failure of its own."""
-
-    def failed(self, place: Place, ticket: Ticket) -> None:
+    def failed(self, place: Place) -> None:
         """The upstream failed, before its answer or in the middle of it."""
 
-    def left(self, place: Place, ticket: Ticket, taken_s: float) -> None:
+    def left(self, place: Place, taken_s: float) -> None:
         """The place is free again; it was taken at `taken_s`."""
 
 
@@ -65,7 +62,7 @@ class Place(msgspec.Struct, eq=False):
     circuit: Circuit
     credentials: Credentials
     _keeper: Keeper
-    _ticket: Ticket
+    ticket: Ticket
     _taken_s: float | None
     _has_failed: bool = False
     was_asked: bool = False
@@ -76,26 +73,18 @@ class Place(msgspec.Struct, eq=False):
         """Where it is."""
         return self.route.upstream
 
-    def answered(self, status: int, retry_after_s: float | None) -> None:
-        """The upstream answered so; `retry_after_s` is what it asked for, if anything."""
-        self.was_judged = True
-        if status in FAILED_STATUSES:
-            self.failed()
-        else:
-            self._keeper.answered(self, self._ticket, status, retry_after_s)
-
     def failed(self) -> None:
         """It failed, before its answer or in the middle of it."""
         self.was_judged = True
         if not self._has_failed:
             self._has_failed = True
-            self._keeper.failed(self, self._ticket)
+            self._keeper.failed(self)
 
     def leave(self) -> None:
         """Give the place to the next one; idempotent. Without a word before, nothing was learned of the upstream."""
         taken_s, self._taken_s = self._taken_s, None
         if taken_s is not None:
-            self._keeper.left(self, self._ticket, taken_s)
+            self._keeper.left(self, taken_s)
 
 
 class Waiter:

@@ -77,7 +77,7 @@ async def test_keys_that_cool_down_come_last_but_come() -> None:
     stage = Stage()
     first, second = Route(at("a")), Route(at("b"), priority=1)
     place = await stage.balancer.place(stage.ask(first, second))
-    place.answered(429, 30.0)
+    stage.balancer.answered(place, 429, 30.0)
     place.leave()
     assert (await stage.balancer.place(stage.ask(first, second))).route is second
     assert (await stage.balancer.place(stage.ask(first))).route is first, "where there is no other"
@@ -194,7 +194,7 @@ async def test_nothing_learned_gives_the_permission_to_ask_back() -> None:
     error = await refused(begun(stage, stage.ask(only)))
     assert (error.kind, error.retry_after_s) == (errors.NO_UPSTREAM, 1.0)
     asking.leave()
-    (await stage.balancer.place(stage.ask(only))).answered(200, None)
+    stage.balancer.answered(await stage.balancer.place(stage.ask(only)), 200, None)
     assert stage.gauge("sluice_upstream_circuit", "a") == State.CLOSED
 
 
@@ -202,7 +202,7 @@ async def test_nothing_learned_gives_the_permission_to_ask_back() -> None:
 async def test_what_a_status_says_of_an_upstream(status: int, *, fails: bool) -> None:
     stage = Stage()
     only = Route(at("a", failures=1))
-    (await stage.balancer.place(stage.ask(only))).answered(status, None)
+    stage.balancer.answered(await stage.balancer.place(stage.ask(only)), status, None)
     assert only.upstream.health.circuit.is_open is fails
 
 
