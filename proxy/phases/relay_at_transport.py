@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from proxy.phases.forward import Answer
     from proxy.phases.relay import Accompaniment
 
-_UNTOLD_READS: Final = 32  # pass at most before anybody is told of them
+# Once so much passed all are told of it. With the read that goes beyond, it makes one event that is not oversize.
+_UNTOLD_BYTES: Final = 8192
 # by the bytes of an event and of the line end behind it: how the size of its chunk is written
 _SIZES: Final = {size + 2: b"%x" % size for size in range(1, MAX_ALIKE_BYTES)}
 
@@ -110,7 +111,7 @@ class EventFlow:
                 data = b"\r\n".join((_SIZES[len(shown)], shown))
             if not self._downstream.write_chunk(data, len(shown) - 2):
                 self._stop()
-            elif len(self._times_s) > _UNTOLD_READS:
+            elif self._passed_bytes > _UNTOLD_BYTES:
                 self._tell()
         except Exception as error:  # noqa: BLE001 - as in `_arrived`
             self._stop(error=error)
@@ -132,7 +133,7 @@ class EventFlow:
             self._passed_events -= 1  # it goes by the read
             if not self._downstream.write_now(shown):
                 self._stop()
-        if data:
+        if data or self._passed_bytes > _UNTOLD_BYTES:
             self._tell()
         return data
 

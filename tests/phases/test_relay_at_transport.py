@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from proxy.core.answers import EventAnswer
 from proxy.core.injection import UsageHider
 from proxy.core.sse import MAX_EVENT_BYTES
+from proxy.core.usage import Grade
 from proxy.phases import relay as relay_module
 from proxy.phases.forward import Answer
 from proxy.phases.relay import relay
@@ -232,6 +233,16 @@ async def test_usual_events_go_past_the_loop() -> None:
     assert await _both(_Case(together, 255, 0, "chat", hides=True)) == 4
     half = [*together[:3], chunk(delta("d")) + chunk(delta("e"))[:9], chunk(delta("e"))[9:], *reads[-2:]]
     assert await _both(_Case(half, 255, 0, "chat", hides=True)) == 5  # the half is for the loop
+
+
+@pytest.mark.parametrize("events", [1, 2, 8])
+async def test_much_that_passes_is_told_of_before_it_is_too_much(events: int) -> None:
+    """However many events a read holds: else their text piles up, and becomes one event that nobody can follow."""
+    long = [chunk(delta("word " * 370))] * events
+    reads = [chunk(ROLE), chunk(delta("a")), *[b"".join(long)] * 80, chunk(FINISH), chunk(DONE) + LAST_CHUNK]
+    found, through = await _run(_Case(reads, 0, 0, StreamShape.CHAT, hides=False))
+    assert (found.relayed[0], through) == (80 * events + 4, 83)
+    assert found.observation is None or found.observation.grade is Grade.COUNTED  # none yet: it takes a thread
 
 
 async def test_an_event_is_written_in_the_turn_in_which_it_arrives() -> None:
