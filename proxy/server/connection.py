@@ -5,9 +5,9 @@ the task of the connection serves one after the other, as the parser hands them 
 of a request reaches a log, which aiohttp's messages quote.
 
 What this uses of aiohttp's `RequestHandler` that has no public name: `_parser`, `_messages`, `_ErrInfo`, `_waiter`,
-`_upgraded`, `_close`, `_force_close`; of its bounds `_max_msg_queue_size`, `_msg_queue_resume_size`,
-`_reading_paused`, `_buffer_paused`, `_pause_reading_for_buffer`, `_resume_reading_if_drained`; of its keep-alive timer
-`_keepalive_timeout`, `_keepalive_handle`, `_next_keepalive_close_time`, `_process_keepalive`.
+`_upgraded`, `_close`, `_force_close`; of its bounds `_max_msg_queue_size`, `_msg_queue_resume_size`, `_buffer_paused`,
+`_pause_reading_for_buffer`, `_resume_reading_if_drained`; of its keep-alive timer `_keepalive_timeout`,
+`_keepalive_handle`, `_next_keepalive_close_time`, `_process_keepalive`.
 """
 
 from __future__ import annotations
@@ -37,6 +37,8 @@ _LINGER_S: Final = 5.0
 # a client that is refused has so long to read why; no more than this many at a time, as each holds a descriptor
 _REFUSED_LINGER_S: Final = 1.0
 _MAX_REFUSED: Final = 64
+# When so many requests wait behind the one that is served, reading pauses, as each holds its head, of up to 2 MiB
+_MAX_WAITING: Final = 2
 # What the client's kernel does not take at once is too much already: then nothing more is read upstream, and uvloop
 # tries each write where it is made. Of TLS a byte may wait, as its transports compare with "not less".
 _MAX_UNSENT_BYTES: Final = 0
@@ -46,12 +48,14 @@ _MAX_UNSENT_BYTES_TLS: Final = 1
 class Connection(RequestHandler):
     """A client's connection. `remote` is the address it comes from, `task` the one in which its requests are served."""
 
-    __slots__ = ("_content", "_server", "_watched", "date", "remote", "task")
+    __slots__ = ("_content", "_may_hold_back", "_server", "_watched", "date", "remote", "task")
 
     def __init__(self, server: Server, **kwargs: Any) -> None:
         super().__init__(server, **kwargs)
         self._server = server
+        self._max_msg_queue_size, self._msg_queue_resume_size = _MAX_WAITING, _MAX_WAITING - 1
         self._content = EMPTY_PAYLOAD  # the body that the parser feeds, or fed last
+        self._may_hold_back = False  # the parser, bytes that it was given
         self._watched: tuple[int, asyncio.Transport] | None = None  # by `Server.hangups`
         self.date = server.date
         self.remote = ""
@@ -94,13 +98,14 @@ class Connection(RequestHandler):
         if self._watched is not None:
             self._server.hangups.forget(*self._watched)
         self._content.set_exception(ConnectionResetError("the client has left"))
+        self._content = EMPTY_PAYLOAD  # a body holds its connection
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         """Parse what came: requests wait for their turn, and their bodies for whoever reads them.
 
-        What is not HTTP is answered in its turn, and ends the exchange whose body it breaks off, at once. Behind a
-        request to upgrade, which is refused, nothing is read.
+        What is not HTTP is answered in its turn, and ends the exchange whose body it breaks off, at once. Behind that,
+        and behind a request to upgrade, which is refused, nothing is read.
         """
         parser, waiting = self._parser, self._messages
         if parser is None or self._force_close or self._upgraded:
@@ -111,7 +116,9 @@ class Connection(RequestHandler):
         except HttpProcessingError as error:
             if not self._content.is_eof():
                 self._content.set_exception(web.RequestPayloadError("broken framing"))
-            messages = [(_ErrInfo(400, error, ""), EMPTY_PAYLOAD)]
+            error.args, error.message = (), ""  # which quote all that was read
+            messages = [(_ErrInfo(400, error.with_traceback(None), ""), EMPTY_PAYLOAD)]
+            self._upgraded = True  # to nothing that anybody reads: each read would make another such error
         if not messages:
             return
         waiting.extend(messages)
@@ -122,13 +129,29 @@ class Connection(RequestHandler):
         if waiter is not None and not waiter.done():
             waiter.set_result(None)
 
-    def resume_reading(self, resume_parser: bool = True) -> None:  # noqa: FBT001, FBT002 - aiohttp's signature
-        """Read on after a pause; aiohttp asks at the end of each body, and parses nothing once more where none was.
+    def pause_reading(self) -> None:
+        """Stop reading, as nobody takes what was read of a body; the parser stops too, at the next piece of any."""
+        self._may_hold_back = True
+        super().pause_reading()
 
-        Its parser holds bytes back only while one of the two flags is set.
+    def resume_reading(self, resume_parser: bool = True) -> None:  # noqa: FBT001, FBT002 - aiohttp's signature
+        """Read on after a pause; aiohttp asks at the end of each body, and parses once more what the parser held back.
+
+        It holds nothing back where nothing was ever paused. Once told to stop it may do so later, when all flags are
+        down again, and then nobody else gives it the rest.
         """
-        if self._reading_paused or self._buffer_paused:
+        if self._may_hold_back or self._buffer_paused:
             super().resume_reading(resume_parser)
+
+    async def shutdown(self, timeout: float | None = 15.0) -> None:  # noqa: ASYNC109 - aiohttp's signature
+        """End the connection within `timeout` seconds, even one that is not read from.
+
+        aiohttp leaves its transport to flush, for as long as the client likes.
+        """
+        transport = self.transport
+        await super().shutdown(timeout)
+        if transport is not None:
+            transport.abort()
 
     async def start(self) -> None:
         """Serve the requests of this connection in turn, until one of the two sides ends it."""
@@ -176,6 +199,7 @@ class Connection(RequestHandler):
             return False
         late = self._loop.call_later(_LINGER_S, content.set_exception, TimeoutError())
         try:
+            await asyncio.sleep(0)  # an upload that read it was told to stop, and does so now
             while not content.is_eof():
                 await content.readany()
         except (OSError, web.RequestPayloadError, errors.ProxyError):
