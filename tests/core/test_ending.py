@@ -223,9 +223,9 @@ def test_a_fragment_does_not_begin_a_line() -> None:
 def test_what_stands_behind_a_hidden_error_says_nothing(error: bytes) -> None:
     """It is not sent: a response that counted as finished would break off without a word."""
     for behind in (COMPLETED, ERROR):
-        watch = watched(StreamShape.RESPONSES, CREATED + error + behind)
+        watch = watched("responses", CREATED + error + behind)
         assert (watch.hidden_error_seen, watch.finish_seen, watch.error_seen) == (True, False, False)
         assert watch.last_sequence_number == 0
     for blocks in ((COMPLETED + error,), (COMPLETED, error)):
-        watch = watched(StreamShape.RESPONSES, *blocks)
+        watch = watched("responses", *blocks)
         assert (watch.hidden_error_seen, watch.finish_seen, watch.last_sequence_number) == (True, True, 12)
