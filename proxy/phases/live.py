@@ -58,7 +58,7 @@ class LiveExchanges:
 
     def remove(self, exchange: Exchange) -> None:
         """One has ended, its settlement included."""
-        del self._live[exchange]
+        self._live.pop(exchange).task = None  # a task that was cancelled holds the frames, which hold this
         if self._idle is not None and not self._live:
             self._idle.set()
             self._idle = None

@@ -16,8 +16,10 @@ from proxy.config.settings import KeyConfig, PlanConfig
 from proxy.config.upstreams import TimeoutsConfig
 from proxy.config.values import Secret
 from tests.fakes.answering import chat, response
+from tests.fakes.raw_client import RawClient
 from tests.fakes.routing_stage import BODY, STREAMED, routed
 from tests.fakes.running import KEY
+from tests.fakes.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -105,3 +107,18 @@ async def test_a_body_that_is_no_json() -> None:
 
 async def test_a_stream_that_breaks_off() -> None:
     assert await _kept(_truncating, body=STREAMED, status=200) < _TRIES
+
+
+async def test_a_client_that_leaves_in_the_middle_of_its_body() -> None:
+    """Its task is cancelled, and keeps the frames it was cancelled in."""
+    async with routed(chat) as at:
+        before = 0
+        for left in range(1, 4 + _TRIES):
+            client = await RawClient.connect(at.proxy.port)
+            await client.begin("/v1/chat/completions", "Content-Length: 100")
+            await client.send(b"{")
+            await until(lambda: len(at.proxy.worker.app.live) == 1, "the exchange")
+            client.reset()
+            await at.proxy.exchange(left)
+            before = before or (_tracebacks() if left == 3 else 0)
+        await until(lambda: _tracebacks() - before < _TRIES, "the last of them forgotten")
