@@ -15,6 +15,8 @@ from proxy.core.usual_chunks import usual_text
 MAX_ALIKE_BYTES: Final = 2048  # of one event; a larger one is not worth a short way
 # In valid JSON a value that is a string begins behind it, wherever it stands.
 _TEXT: Final = b'"content":"'
+# what is tried in its place: of two members of one name the last counts, and may say one of these, but not both
+_TRIED: Final = (b"text", b"")
 # OpenAI's own filler, random in each chunk
 _FILLER: Final = b'"obfuscation":"'
 _USAGE: Final = b'"usage"'
@@ -63,8 +65,8 @@ class AlikeEvents:
         filler = event.find(_FILLER, end) + len(_FILLER)
         if begin < len(_TEXT) or _ODD.search(event, begin, end) or not shown.startswith(event[:end]):
             return
-        if usual_text(event[:begin] + b"text" + event[end:]) != "text":
-            return  # it says something else as well
+        if any(usual_text(b"%b%b%b" % (event[:begin], text, event[end:])) != text.decode() for text in _TRIED):
+            return  # it says something else, or that as well
         if shown == event and _USAGE in event:
             return  # a usage that was left is not understood
         if filler < len(_FILLER):

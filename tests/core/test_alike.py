@@ -107,3 +107,12 @@ def test_the_chunks_of_an_answer_are_alike(obfuscation: str | None) -> None:
         assert _shown(alike, chunk(text)) is None
     alike.forget()
     assert _shown(alike, chunk("a")) is None
+
+
+@pytest.mark.parametrize(
+    "last", [b'"content":"text"', b'"content": "text"', b'"c\\u006fntent":"text"', b'"content":""']
+)
+def test_of_two_members_of_one_name_the_last_counts(last: bytes) -> None:
+    """So the text that differs is none that anybody is shown."""
+    event = b'data: {"choices":[{"delta":{"content":"x",' + last + b"}}]}\n\n"
+    assert not AlikeEvents().learn(event, event)
