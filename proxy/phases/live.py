@@ -23,7 +23,7 @@ _LAST_WORDS_S: Final = 2.0
 class Live(msgspec.Struct):
     """What is known of a live exchange so far, and what it takes to end it from outside."""
 
-    task: asyncio.Task[object]
+    task: asyncio.Task[object] | None  # until it has ended
     findings: Findings = msgspec.field(default_factory=Findings)
     watchdog: Watchdog | StallWatch | None = None
     interruption: errors.ProxyError | None = None
@@ -36,7 +36,7 @@ class Live(msgspec.Struct):
         answer = self.findings.answer
         if answer is not None and exchange.downstream.started:
             answer.stream.fail(error)
-        elif exchange.timeline.phase != "settle":
+        elif self.task is not None and exchange.timeline.phase != "settle":
             self.task.cancel()  # a settlement ends by itself
 
 
