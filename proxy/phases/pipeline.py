@@ -116,7 +116,7 @@ class Pipeline:
             except asyncio.CancelledError:
                 if live.interruption is None or exchange.downstream.started:
                     raise
-                live.task.uncancel()
+                task.uncancel()
                 findings.aborted_by = cutter_of(live.interruption)
                 await self._tell(exchange, live, live.interruption)
         except (asyncio.CancelledError, ConnectionError):
