@@ -63,7 +63,7 @@ class AnsweringUpstream:
         return [json.loads(request.partition(b"\r\n\r\n")[2]) for request in self.requests]
 
     async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0, limit=2**24)
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0, limit=2**24, backlog=1024)
         self.port = self._server.sockets[0].getsockname()[1]
         return self
 

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     Stream = tuple[Line, RawPeer, Answer]
 
-pytestmark = [pytest.mark.xdist_group("quota-outages"), pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.xdist_group("quota-processes"), pytest.mark.timeout(120)]
 
 STREAMED: Final = "gpt-4o-mini"
 STORE_TIMEOUT_S: Final = 0.5
