@@ -42,6 +42,9 @@ class EventFlow:
     Only where `may_flow`. `finished` is called with each write behind a finish.
     """
 
+    __slots__ = ("_alike", "_downstream", "_end", "_ending", "_finished", "_gaps", "_hide", "_is_chat", "_observer",
+                 "_passed_bytes", "_passed_events", "_scanner", "_stream", "_times_s", "_watchdog")  # fmt: skip
+
     def __init__(
         self,
         answer: Answer,
