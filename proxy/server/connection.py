@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 from aiohttp import web
 from aiohttp.http import HttpProcessingError
+from aiohttp.http_exceptions import BadHttpMessage
 from aiohttp.streams import EMPTY_PAYLOAD
 from aiohttp.web_protocol import RequestHandler, _ErrInfo
 
@@ -37,6 +38,8 @@ _LINGER_S: Final = 5.0
 # a client that is refused has so long to read why; no more than this many at a time, as each holds a descriptor
 _REFUSED_LINGER_S: Final = 1.0
 _MAX_REFUSED: Final = 64
+# of a head that comes in pieces; the parser bounds its lines, 128 of 16 KiB
+_MAX_HEAD_BYTES: Final = 64 * 1024
 # When so many requests wait behind the one that is served, reading pauses, as each holds its head, of up to 2 MiB
 _MAX_WAITING: Final = 2
 # What the client's kernel does not take at once is too much already: then nothing more is read upstream, and uvloop
@@ -48,13 +51,14 @@ _MAX_UNSENT_BYTES_TLS: Final = 1
 class Connection(RequestHandler):
     """A client's connection. `remote` is the address it comes from, `task` the one in which its requests are served."""
 
-    __slots__ = ("_content", "_may_hold_back", "_server", "_watched", "date", "remote", "task")
+    __slots__ = ("_content", "_head_bytes", "_may_hold_back", "_server", "_watched", "date", "remote", "task")
 
     def __init__(self, server: Server, **kwargs: Any) -> None:
         super().__init__(server, **kwargs)
         self._server = server
         self._max_msg_queue_size, self._msg_queue_resume_size = _MAX_WAITING, _MAX_WAITING - 1
         self._content = EMPTY_PAYLOAD  # the body that the parser feeds, or fed last
+        self._head_bytes = 0  # of the next request, so far
         self._may_hold_back = False  # the parser, bytes that it was given
         self._watched: tuple[int, asyncio.Transport] | None = None  # by `Server.hangups`
         self.date = server.date
@@ -105,7 +109,7 @@ class Connection(RequestHandler):
         """Parse what came: requests wait for their turn, and their bodies for whoever reads them.
 
         What is not HTTP is answered in its turn, and ends the exchange whose body it breaks off, at once. Behind that,
-        and behind a request to upgrade, which is refused, nothing is read.
+        a head that is too large, and a request to upgrade, which is refused, nothing is read.
         """
         parser, waiting = self._parser, self._messages
         if parser is None or self._force_close or self._upgraded:
@@ -120,7 +124,14 @@ class Connection(RequestHandler):
             messages = [(_ErrInfo(400, error.with_traceback(None), ""), EMPTY_PAYLOAD)]
             self._upgraded = True  # to nothing that anybody reads: each read would make another such error
         if not messages:
-            return
+            if self._content is not EMPTY_PAYLOAD:
+                return
+            self._head_bytes += len(data)  # nothing but a head that has not come whole
+            if self._head_bytes <= _MAX_HEAD_BYTES:
+                return
+            messages = [(_ErrInfo(431, BadHttpMessage("too large"), ""), EMPTY_PAYLOAD)]
+            self._upgraded = True
+        self._head_bytes = 0
         waiting.extend(messages)
         self._content = messages[-1][1]
         if len(waiting) >= self._max_msg_queue_size and not self._buffer_paused:

@@ -57,6 +57,24 @@ async def test_what_is_no_http_is_kept_once_and_without_its_words() -> None:
         assert await client.reader.read() == b""
 
 
+@pytest.mark.parametrize("before", [0, 1])
+async def test_a_head_that_comes_in_pieces_is_refused_above_64_kib(before: int) -> None:
+    """The parser bounds lines and their number, which together are 2 MiB, of whoever connects."""
+    async with serving() as (served, server, client):
+        for _ in range(before):
+            client.writer.write(request("/a", "Content-Length: 3", method="POST", body=b"abc"))
+            assert (await client.answer()).status == 200
+        connection = only(server)
+        client.writer.write(b"GET /large HTTP/1.1\r\nHost: x\r\n")
+        for number in range(1, 9):
+            client.writer.write(b"X-%d: %b\r\n" % (number, b"a" * 8000))
+            await until(lambda number=number: connection._head_bytes > 8000 * number, "it came")  # type: ignore[misc]
+        client.writer.write(b"X-9: %b\r\n" % (b"a" * 8000))
+        assert (await client.answer()).status == 400
+        assert await client.reader.read() == b""
+        assert served.paths == ["/a"] * before
+
+
 async def test_a_parser_that_stops_late_is_given_the_rest() -> None:
     """Too many chunks came, the last with the end of a read: the parser stops at the next, when all is read already."""
     async with serving() as (served, server, client):
