@@ -39,6 +39,11 @@ class Live(msgspec.Struct):
         elif self.task is not None and exchange.timeline.phase != "settle":
             self.task.cancel()  # a settlement ends by itself
 
+    def go_on(self) -> None:
+        """The interruption is known: go on, to tell of it."""
+        if self.task is not None:
+            self.task.uncancel()
+
 
 class LiveExchanges:
     """All exchanges of this process that have not ended, whatever configuration they began with."""

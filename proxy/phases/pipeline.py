@@ -105,6 +105,7 @@ class Pipeline:
         began.
         """
         live = self._live.add(exchange, task)
+        del task  # one that was cancelled keeps its frames
         findings = live.findings
         try:
             try:
@@ -116,7 +117,7 @@ class Pipeline:
             except asyncio.CancelledError:
                 if live.interruption is None or exchange.downstream.started:
                     raise
-                task.uncancel()
+                live.go_on()
                 findings.aborted_by = cutter_of(live.interruption)
                 await self._tell(exchange, live, live.interruption)
         except (asyncio.CancelledError, ConnectionError):

@@ -201,6 +201,7 @@ class Connection(RequestHandler):
                     self._content = EMPTY_PAYLOAD
                 del message, content  # credentials and a body that nobody read, perhaps, while nothing is asked
         finally:
+            del self.task  # one that was cancelled keeps the frames, and those this connection
             if self.transport is not None:
                 self.transport.close()
 
