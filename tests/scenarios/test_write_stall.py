@@ -95,8 +95,8 @@ async def assert_cut(proxy: Running, client: RawClient) -> None:
 async def test_a_client_that_accepts_nothing_is_cut(wire: str, certificates: Certificates) -> None:
     """And the upstream is aborted: not before `write_stall`, and not much later."""
     async with streaming(wire, certificates) as (proxy, peer, client), meanwhile(peer):
-        since_s = time.perf_counter()
-        await until(lambda: exchange_of(proxy).downstream.is_waiting, "a client that lets the proxy wait")
+        since_s, exchange = time.perf_counter(), exchange_of(proxy)
+        await until(lambda: exchange.downstream.backpressure[0], "a client that lets the proxy wait")
         await until(lambda: len(proxy.worker.app.live) == 0, "the cut")
         assert STALL_S < time.perf_counter() - since_s < STALL_S + LATE_S
         await peer.ended()

@@ -197,9 +197,12 @@ def test_a_thousand_keys_of_two_workers_and_the_dead_are_merged_quickly(capsys: 
         ("render", lambda: merged.render("")),
     )
     for name, work in measured:
-        began_s = time.thread_time()
-        work()
-        spent_s[name] = time.thread_time() - began_s
+        took_s = []
+        for _ in range(3):  # the least: on a busy machine caches are cold
+            began_s = time.thread_time()
+            work()
+            took_s.append(time.thread_time() - began_s)
+        spent_s[name] = min(took_s)
     lines = merged.render("")[0].count(b"\n")
     with capsys.disabled():
         print(f"\n{lines} lines: {', '.join(f'{name} {1000 * took:.0f} ms' for name, took in spent_s.items())}")
