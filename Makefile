@@ -15,9 +15,8 @@ unexport PYTHONDONTWRITEBYTECODE
 demo: .venv/runtime.stamp
 	@$(BIN)/sluice demo
 
-# three runners for two cores: many tests wait for processes that start, or for a stream that pauses
 test: .venv/development.stamp .venv-openai1/stamp tests/clients/node_modules/stamp
-	$(BIN)/python -m pytest -n 3 --dist loadgroup
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 lint: .venv/development.stamp
 	$(BIN)/ruff check .
