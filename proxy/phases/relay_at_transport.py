@@ -42,8 +42,8 @@ class EventFlow:
     Only where `may_flow`. `finished` is called with each write behind a finish.
     """
 
-    __slots__ = ("_alike", "_downstream", "_end", "_ending", "_finished", "_gaps", "_hide", "_is_chat", "_observer",
-                 "_passed_bytes", "_passed_events", "_scanner", "_stream", "_times_s", "_watchdog")  # fmt: skip
+    __slots__ = ("_alike", "_downstream", "_end", "_ending", "_finished", "_gaps", "_hide", "_is_chat", "_more_events",
+                 "_observer", "_passed_bytes", "_scanner", "_stream", "_times_s", "_watchdog")  # fmt: skip
 
     def __init__(
         self,
@@ -66,7 +66,7 @@ class EventFlow:
         self._is_chat = ending.is_chat
         self._alike = AlikeEvents()
         self._times_s: list[float] = []  # of each read that passed and was not told of
-        self._passed_events = 0  # in those reads, behind the first of each
+        self._more_events = 0  # in those reads, behind the first of each
         self._passed_bytes = 0
         self._finished = finished
         self._end: asyncio.Future[None] | None = None  # of the flow, while there is one
@@ -122,19 +122,18 @@ class EventFlow:
 
     def _first_passed(self, data: bytes) -> bytes:
         """The same for a read that is not one chunk: pass on the first ones that are, in one write."""
-        shown = b""
+        shown: list[bytes] = []
         while (end := data.find(b"\r\n", data.find(b"\r\n") + 2) + 2) > 1:
             size, _, event = data[:end].partition(b"\r\n")
             if size != _SIZES.get(len(event)) or (one := self._alike.shown(event)) is None:
                 break
-            shown += one[:-2]
-            data = data[end:]
+            shown.append(one[:-2])
             self._passed_bytes += len(event) - 2
-            self._passed_events += 1
+            data = data[end:]
         if shown:
             self._times_s.append(perf_counter())
-            self._passed_events -= 1  # it goes by the read
-            if not self._downstream.write_now(shown):
+            self._more_events += len(shown) - 1
+            if not self._downstream.write_now(b"".join(shown)):
                 self._stop()
         if data or self._passed_bytes > _UNTOLD_BYTES:
             self._tell()
@@ -145,10 +144,10 @@ class EventFlow:
         if not self._times_s:
             return
         self._stream.passed_chunks(self._passed_bytes)
-        self._scanner.events += len(self._times_s) + self._passed_events
+        self._scanner.events += len(self._times_s) + self._more_events
         self._gaps.saw_all(self._times_s)
         self._times_s.clear()
-        self._passed_events = self._passed_bytes = 0
+        self._more_events = self._passed_bytes = 0
         self._observer.saw(self._alike.said())
 
     def _arrived(self, data: bytes) -> None:

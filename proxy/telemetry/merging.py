@@ -6,6 +6,8 @@ section 6). Here workers count as they always do, and are asked for a snapshot n
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from decimal import Context, Decimal
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -13,7 +15,7 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.utils import floatToGoString
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from prometheus_client import CollectorRegistry
     from prometheus_client.samples import Sample
@@ -25,7 +27,8 @@ _GREATEST: Final = frozenset(
 )
 _LEAST: Final = frozenset({"process_start_time_seconds"})
 _ESCAPES: Final = str.maketrans({"\\": r"\\", "\n": r"\n", '"': r"\""})
-_number: Final[Callable[[float], str]] = floatToGoString
+_number: Final[Callable[[float | Decimal], str]] = floatToGoString  # of the nearest float
+_EXACT: Final = Context(prec=1500)  # digits, of which a sum takes as many as it has: of any floats no more than these
 
 
 class Family(msgspec.Struct, array_like=True, frozen=True):
@@ -35,6 +38,20 @@ class Family(msgspec.Struct, array_like=True, frozen=True):
     kind: str
     documentation: str
     series: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class _Sum:
+    """A family of several processes.
+
+    What was added up is kept as decimals, exactly: floats add up to another last bit in another order, and so when a
+    process ends. A counter that fell by that would look as if it had begun anew.
+    """
+
+    name: str
+    kind: str
+    documentation: str
+    series: dict[str, float | Decimal]
 
 
 _packer: Final = msgspec.msgpack.Encoder()
@@ -87,7 +104,7 @@ class Merged:
 
     def __init__(self) -> None:
         # of the living by their number, and the sum of the ended
-        self._state: tuple[dict[int, Sequence[Family]], Sequence[Family]] = {}, ()
+        self._state: tuple[dict[int, Sequence[Family]], Sequence[_Sum]] = {}, ()
 
     def keep(self, process: int, snapshot: Sequence[Family]) -> None:
         """Remember what a living process last showed."""
@@ -114,13 +131,13 @@ class Merged:
         return "".join([*parts, "# EOF\n" if is_open else ""]).encode(), content_type
 
 
-def _merge(snapshots: Iterable[Sequence[Family]]) -> list[Family]:
-    merged: dict[str, Family] = {}
+def _merge(snapshots: Iterable[Sequence[Family | _Sum]]) -> list[_Sum]:
+    merged: dict[str, _Sum] = {}
     for snapshot in snapshots:
         for family in snapshot:
             known = merged.get(family.name)
             if known is None:
-                merged[family.name] = Family(family.name, family.kind, family.documentation, dict(family.series))
+                merged[family.name] = _Sum(family.name, family.kind, family.documentation, dict(family.series))
             else:
                 _add(known.series, family.series, _rule(family.name))
     return list(merged.values())
@@ -133,16 +150,22 @@ def _rule(name: str) -> Callable[[float, float], float] | None:
     return min if name in _LEAST else None
 
 
-def _add(total: dict[str, float], more: dict[str, float], rule: Callable[[float, float], float] | None) -> None:
+def _add(
+    total: dict[str, float | Decimal],
+    more: Mapping[str, float | Decimal],
+    rule: Callable[[float, float], float] | None,
+) -> None:
     for series, value in more.items():
         before = total.get(series)
         if before is None:
             total[series] = value
+        elif rule is None:
+            total[series] = _EXACT.add(Decimal(before), Decimal(value))
         else:
-            total[series] = before + value if rule is None else rule(before, value)
+            total[series] = rule(float(before), float(value))
 
 
-def _written(family: Family, *, is_open: bool) -> str:
+def _written(family: _Sum, *, is_open: bool) -> str:
     """A family as prometheus_client writes it: in the older format a counter's name ends in `_total` everywhere."""
     name = f"{family.name}_total" if family.kind == "counter" and not is_open else family.name
     kind = "untyped" if family.kind == "unknown" and not is_open else family.kind

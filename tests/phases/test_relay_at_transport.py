@@ -244,8 +244,8 @@ async def test_much_that_passes_is_told_of_before_it_is_too_much(events: int) ->
     assert found.observation is None or found.observation.grade == "counted"  # none yet: it takes a thread
 
 
-async def test_an_event_is_written_in_the_turn_in_which_it_arrives() -> None:
-    """Promise 2: no task runs between the upstream's bytes and the client's."""
+async def _flowing() -> tuple[_Upstream, _SlowDownstream, asyncio.Future[Any]]:
+    """A chat whose events may flow, and the task that relays it, with no limit to watch."""
     upstream, downstream = _Upstream(), _SlowDownstream(0)
     dog = Watchdog(upstream.stream, downstream, None, None, None, asyncio.get_running_loop())
     answer = Answer(upstream.stream, dog, "events")
@@ -253,6 +253,12 @@ async def test_an_event_is_written_in_the_turn_in_which_it_arrives() -> None:
         relay(exchange(downstream, "chat"), answer, cast("Any", None), accompaniment(), None)
     )
     await _turns()
+    return upstream, downstream, relaying
+
+
+async def test_an_event_is_written_in_the_turn_in_which_it_arrives() -> None:
+    """Promise 2: no task runs between the upstream's bytes and the client's."""
+    upstream, downstream, relaying = await _flowing()
     sent = b""
     for event in (ROLE, delta("a"), delta("b")):
         upstream.give(chunk(event))
@@ -260,18 +266,11 @@ async def test_an_event_is_written_in_the_turn_in_which_it_arrives() -> None:
         assert downstream.body == sent
     relaying.cancel()
     await asyncio.wait({relaying})
-    dog.stop()
 
 
 @pytest.mark.parametrize("events", [[ROLE], [ROLE, delta("a")], [ROLE, delta("a"), delta("b")]])
 async def test_a_client_that_left_is_found_out_at_the_next_event(events: list[bytes]) -> None:
-    upstream, downstream = _Upstream(), _SlowDownstream(0)
-    dog = Watchdog(upstream.stream, downstream, None, None, None, asyncio.get_running_loop())
-    answer = Answer(upstream.stream, dog, "events")
-    relaying = asyncio.ensure_future(
-        relay(exchange(downstream, "chat"), answer, cast("Any", None), accompaniment(), None)
-    )
-    await _turns()
+    upstream, downstream, relaying = await _flowing()
     for event in events:
         upstream.give(chunk(event))
     downstream.gone = True
