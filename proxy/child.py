@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import signal
 import socket
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -17,8 +16,9 @@ from proxy.control import Adopt, Begin, Channel, Counted, Done, Failed, Ready, T
 from proxy.telemetry.merging import unpack
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
+    from proxy.nursery import Process
     from proxy.telemetry.merging import Family
 
 _ASK_TIMEOUT_S: Final = 5.0
@@ -32,7 +32,7 @@ _DO_S: Final = 30.0
 class Child:
     """A worker's process. `serial` is its own; its `number` was that of the process whose place it took."""
 
-    def __init__(self, begin: Begin, serial: int, process: asyncio.subprocess.Process, channel: Channel) -> None:
+    def __init__(self, begin: Begin, serial: int, process: Process, channel: Channel) -> None:
         self.number = begin.number
         self.serial = serial
         self.process = process
@@ -51,18 +51,12 @@ class Child:
         )
 
     @classmethod
-    async def spawn(cls, begin: Begin, serial: int, api: socket.socket) -> Child:
-        """Start the process of a worker that accepts on `api`. Raises `OSError`."""
+    async def start(cls, begin: Begin, serial: int, fork: Callable[[int], Awaitable[Process]]) -> Child:
+        """Start a worker: `fork` makes its process, and gives it the descriptor of its channel. Raises `OSError`."""
         ours, theirs = socket.socketpair()
         try:
             with theirs:
-                inherited = theirs.fileno(), api.fileno()
-                process = await asyncio.create_subprocess_exec(
-                    *(sys.executable, "-m", "proxy", "_worker", *map(str, inherited)),
-                    stdin=asyncio.subprocess.DEVNULL,
-                    pass_fds=inherited,
-                    start_new_session=True,  # Ctrl-C in a terminal is for the supervisor, which passes it on
-                )
+                process = await fork(theirs.fileno())
         except BaseException:
             ours.close()
             raise
@@ -70,8 +64,8 @@ class Child:
         channel.send(begin)
         return cls(begin, serial, process, channel)
 
-    async def ended(self, on_ready: Callable[[], None]) -> int:
-        """Hear what it says until it has ended; its exit code, of a signal the number below zero."""
+    async def ended(self, on_ready: Callable[[], None]) -> int | None:
+        """Hear what it says until it has ended; its exit code, as `Process.wait` says."""
         while (message := await self.channel.receive()) is not None:
             if isinstance(message, Ready):
                 self.is_ready = True
@@ -114,8 +108,7 @@ class Child:
 
     def kill(self) -> None:
         """End it without a word."""
-        with contextlib.suppress(ProcessLookupError):
-            self.process.kill()
+        self.process.kill()
 
     async def close(self) -> None:
         """Let go of what it leaves behind."""
@@ -151,8 +144,10 @@ class Child:
             return None
 
 
-def how_it_ended(code: int) -> str:
+def how_it_ended(code: int | None) -> str:
     """An exit code in words."""
+    if code is None:
+        return "as the process has that it was forked from"
     if code >= 0:
         return f"exit code {code}"
     try:

@@ -10,6 +10,7 @@ import asyncio
 import functools
 import os
 import signal
+import socket
 import sys
 import time
 from pathlib import Path
@@ -69,16 +70,17 @@ def serve(config_file: Path | None, host: str | None, port: int | None, workers:
     _run(serving.serve(chosen, overrides, read=read, banner=banner))
 
 
-@main.command("_worker", hidden=True)
+@main.command("_nursery", hidden=True)
 @click.argument("control", type=int)
-@click.argument("api", type=int)
-def worker(control: int, api: int) -> None:
-    """Be one of the workers of `serve`, which alone starts this."""
+def nursery(control: int) -> None:
+    """Be what the workers of `serve` are forked from, and each of them: `serve` alone starts this."""
     with importing():
-        from proxy import process
-
-    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        sys.exit(runner.run(process.work(control, api)))
+        from proxy import prefork, process
+    loop_factory = _loop_factory()
+    newborn = prefork.fork_when_asked(socket.socket(fileno=control))
+    if newborn is not None:
+        with asyncio.Runner(loop_factory=loop_factory) as runner:
+            sys.exit(runner.run(process.work(*newborn)))
 
 
 @main.command()

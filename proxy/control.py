@@ -17,7 +17,7 @@ from proxy.config.values import Secret
 if TYPE_CHECKING:
     import socket
 
-_LENGTH_BYTES: Final = 4
+LENGTH_BYTES: Final = 4
 
 
 class Begin(msgspec.Struct, frozen=True, tag=True):
@@ -76,7 +76,42 @@ class Counted(msgspec.Struct, frozen=True, tag=True):
     snapshot: bytes
 
 
-Message = Begin | Drain | Hurry | Try | Adopt | Done | Ready | Failed | Counted
+class Fork(msgspec.Struct, frozen=True, tag=True):
+    """To the process that workers are forked from, with two descriptors: fork one that will need these.
+
+    `modules` are what it imports for its configuration only, `encodings` those whose tokens it counts.
+    """
+
+    modules: frozenset[str]
+    encodings: frozenset[str]
+
+
+class Kill(msgspec.Struct, frozen=True, tag=True):
+    """To the process that workers are forked from: end this one without a word."""
+
+    pid: int
+
+
+class Born(msgspec.Struct, frozen=True, tag=True):
+    """From the process that workers are forked from: one was, as it was asked."""
+
+    pid: int
+
+
+class NotBorn(msgspec.Struct, frozen=True, tag=True):
+    """From the process that workers are forked from: it could not fork."""
+
+    errno: int
+
+
+class Ended(msgspec.Struct, frozen=True, tag=True):
+    """From the process that workers are forked from: one has ended, by a signal if `code` is below zero."""
+
+    pid: int
+    code: int
+
+
+Message = Begin | Drain | Hurry | Try | Adopt | Done | Ready | Failed | Counted | Fork | Kill | Born | NotBorn | Ended
 
 
 class StartError(Exception):
@@ -108,14 +143,13 @@ class Channel:
         """Send a message; to a peer that has ended it goes unheard."""
         if self.peer_has_ended or self._writer.transport.is_closing():
             return
-        data = _encoder.encode(message)
-        self._writer.write(len(data).to_bytes(_LENGTH_BYTES, "big") + data)
+        self._writer.write(framed(message))
 
     async def receive(self) -> Message | None:
         """The next message; None once the peer has ended."""
         try:
-            length = int.from_bytes(await self._reader.readexactly(_LENGTH_BYTES), "big")
-            return _decoder.decode(await self._reader.readexactly(length))
+            length = int.from_bytes(await self._reader.readexactly(LENGTH_BYTES), "big")
+            return decoded(await self._reader.readexactly(length))
         except (asyncio.IncompleteReadError, ConnectionError):
             self.peer_has_ended = True
             return None
@@ -127,6 +161,17 @@ class Channel:
             await self._writer.wait_closed()
         except ConnectionError:
             return  # the peer ended first
+
+
+def framed(message: Message) -> bytes:
+    """The message behind its length."""
+    data = _encoder.encode(message)
+    return len(data).to_bytes(LENGTH_BYTES, "big") + data
+
+
+def decoded(data: bytes) -> Message:
+    """The message behind a length."""
+    return _decoder.decode(data)
 
 
 def packed(config: Config) -> bytes:

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from proxy.telemetry.metrics import Metrics
 
 _IN_MEMORY: Final = "memory://"
+_PSYCOPG: Final = "sqlalchemy.dialects.postgresql.psycopg"
 # the first request of a key waits so long for what the key used before
 _RECALL_S: Final = 2.0
 _RECALLING_THREADS: Final = 2
@@ -94,6 +95,17 @@ def open_all(config: Config, metrics: Metrics, log: structlog.typing.FilteringBo
         return Opened(engine, recalls, MemoryQuotaStore(_steady_clock_ms(), recalls), None, tracing)
     shared = _redis(config, metrics, recalls)
     return Opened(engine, recalls, shared, shared, tracing)
+
+
+def modules_of(config: Config) -> frozenset[str]:
+    """What opening and using it all imports only where the configuration asks for it."""
+    is_sqlite = config.ledger.url.reveal().startswith("sqlite")
+    found = {"sqlalchemy.dialects.sqlite.pysqlite"} if is_sqlite else {"proxy.stores.postgres", _PSYCOPG}
+    if config.store.url.reveal() != _IN_MEMORY:
+        found.add("proxy.stores.redis")
+    if config.tracing.endpoint is not None:
+        found.add("proxy.telemetry.tracing")
+    return frozenset(found)
 
 
 def _tracing(config: Config, metrics: Metrics, log: structlog.typing.FilteringBoundLogger) -> Tracing | None:

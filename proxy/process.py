@@ -95,8 +95,6 @@ async def work(control: int, api: int) -> int:
 
     Both are descriptors. Returns the exit code.
     """
-    for number in (signal.SIGINT, signal.SIGHUP):  # of a terminal: they are the supervisor's to pass on
-        signal.signal(number, signal.SIG_IGN)
     channel = await Channel.over(socket.socket(fileno=control))
     try:
         begin = await channel.receive()

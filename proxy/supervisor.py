@@ -15,11 +15,13 @@ import tempfile
 from typing import TYPE_CHECKING, Final
 
 from proxy.admin.admin import Admin
-from proxy.building import throttle_of
+from proxy.building import encodings_of, throttle_of
 from proxy.child import Child, how_it_ended
 from proxy.config.changes import ReloadError
-from proxy.control import Adopt, Begin, Drain, Hurry, StartError, Try, packed
+from proxy.control import Adopt, Begin, Drain, Fork, Hurry, StartError, Try, packed
 from proxy.fleet import Fleet
+from proxy.nursery import Nursery
+from proxy.opening import modules_of
 from proxy.server import http
 from proxy.server.ops import answer
 from proxy.sockets import BACKLOG, listener
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
 
     from proxy.config.changes import Changes
     from proxy.config.settings import Config
+    from proxy.nursery import Process
     from proxy.telemetry.metrics import Metrics
 
 _MAX_OPS_CONNECTIONS: Final = 100
@@ -82,6 +85,7 @@ class Supervisor:
         )
         handle = functools.partial(answer, asked=self.fleet, admin=self._admin.handle)
         self._http = http.server(http.with_aiohttp(handle), max_connections=_MAX_OPS_CONNECTIONS, log=log)
+        self._nursery = Nursery()
         self.port = 0
         self.ops_port = 0
 
@@ -164,6 +168,7 @@ class Supervisor:
             for child in self.fleet.children.values():
                 child.kill()
             await asyncio.wait(self._keepers)
+        await self._nursery.close()
         if self._operators is not None:
             self._operators.close()
         await self._http.shutdown(0.1)
@@ -195,7 +200,7 @@ class Supervisor:
         ops_path = f"{self._folder}/{self._last_serial}"
         begin = Begin(number, self._packed, ops_path, tuple(sorted(self.fleet.drained)))
         try:
-            child = await Child.spawn(begin, self._last_serial, api)
+            child = await Child.start(begin, self._last_serial, functools.partial(self._fork, api))
         except OSError as error:
             return f"worker {number} could not be started: {error.strerror or error}"
         self.fleet.joined(child)
@@ -207,6 +212,11 @@ class Supervisor:
         self.fleet.left(child)
         await child.close()
         return child.failure or f"worker {number} ended: {how_it_ended(code)}"
+
+    async def _fork(self, api: socket.socket, control: int) -> Process:
+        """The process of a worker that accepts on `api`. Raises `OSError`."""
+        asked = Fork(modules_of(self.config), frozenset(encodings_of(self.config)))
+        return await self._nursery.fork(asked, (control, api.fileno()))
 
     def _is_ready(self, child: Child) -> None:
         self.fleet.accepts(child)

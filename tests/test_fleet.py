@@ -80,11 +80,11 @@ async def test_a_worker_begins_with_what_is_drained(monkeypatch: pytest.MonkeyPa
     """It is told before it accepts: no exchange may slip through to a drained upstream."""
     begun: list[Begin] = []
 
-    async def spawn(begin: Begin, *_: object) -> None:
+    async def start(begin: Begin, *_: object) -> None:
         begun.append(begin)
         raise OSError(errno.EAGAIN, "no more processes")
 
-    monkeypatch.setattr("proxy.supervisor.Child.spawn", spawn)
+    monkeypatch.setattr("proxy.supervisor.Child.start", start)
     config = Config(server=ServerConfig(port=0, workers=1), ops=OpsConfig(port=0))
     supervisor = Supervisor(config, Metrics(CollectorRegistry()), structlog.get_logger())
     try:

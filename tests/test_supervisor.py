@@ -109,6 +109,8 @@ async def test_the_number_of_workers_from_the_command_line(tmp_path: Path) -> No
     try:
         await proxy.listening()
         assert len(proxy.workers) == 3
+        # of the 180 MiB that each has, it shares what was loaded before it was forked
+        assert max(worker.memory_full_info().uss for worker in proxy.workers.values()) < 40 * 2**20
         assert total((await scrape(proxy))[1], "sluice_workers") == 3
         commands = " ".join(word for worker in proxy.workers.values() for word in worker.cmdline())
         assert "sk-" not in commands

@@ -41,7 +41,7 @@ class Served:
     def workers(self) -> dict[int, psutil.Process]:
         """The processes of its workers by their ids; none where it works itself."""
         with contextlib.suppress(psutil.NoSuchProcess):
-            return {child.pid: child for child in psutil.Process(self.pid).children()}
+            return {child.pid: child for nursery in psutil.Process(self.pid).children() for child in nursery.children()}
         return {}
 
     def kill(self) -> None:
