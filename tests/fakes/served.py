@@ -14,10 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
+from tests.fakes.forking import fork
 from tests.fakes.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
+
+    from tests.fakes.forking import Forked
 
 _ROOT = Path(__file__).parents[2]
 
@@ -26,7 +29,7 @@ _ROOT = Path(__file__).parents[2]
 class Served:
     """A proxy in a process of its own. `out` and `err` are what it has written so far."""
 
-    process: asyncio.subprocess.Process
+    process: asyncio.subprocess.Process | Forked
     out: bytearray = field(default_factory=bytearray)
     err: bytearray = field(default_factory=bytearray)
     port: int = 0
@@ -97,22 +100,28 @@ async def start(
     loop: str = "uvloop",
     *,
     words: tuple[str, ...] = (),
-    program: str = "proxy",
+    program: str | None = None,
     environ: Mapping[str, str] | None = None,
 ) -> Served:
     """Start it on `config`, which JSON writes as YAML, with more `words` on its command line; not yet listening.
 
-    `program` is the module that is run.
+    `program` is the module that is run in place of the command itself.
     """
     file = folder / "sluice.yaml"
     file.write_text(json.dumps(config))
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", program, "serve", "--config", str(file), *words),
-        cwd=_ROOT,
-        env={**os.environ, "SLUICE_LOOP": loop, "PYTHONWARNINGS": "error", **(environ or {})},
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
+    command = ("serve", "--config", str(file), *words)
+    environment = {**os.environ, "SLUICE_LOOP": loop, "PYTHONWARNINGS": "error", **(environ or {})}
+    process: asyncio.subprocess.Process | Forked
+    if program is None:
+        process = await fork(command, environment)
+    else:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", program, *command),
+            cwd=_ROOT,
+            env=environment,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
     served = Served(process)
     served.follow()
     return served
