@@ -113,7 +113,10 @@ async def bench(folder: Path) -> AsyncIterator[tuple[Bench, str]]:
     with contextlib.ExitStack() as stack:
         redis = stack.enter_context(running_redis())
         ledger = stack.enter_context(fresh_database(stack.enter_context(shared_postgres())))
-        async with simulator() as port, served(config(port, redis.url, ledger), folder) as proxy:
+        async with (
+            simulator() as port,
+            served(config(port, redis.url, ledger), folder, program="proxy") as proxy,  # with memory of its own
+        ):
             yield Bench(proxy.port, proxy.pid, stack.enter_context(redis.client())), ledger
 
 

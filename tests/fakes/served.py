@@ -105,7 +105,7 @@ async def start(
 ) -> Served:
     """Start it on `config`, which JSON writes as YAML, with more `words` on its command line; not yet listening.
 
-    `program` is the module that is run in place of the command itself.
+    Without a `program`, the module that is run, it is forked from a process that has imported everything.
     """
     file = folder / "sluice.yaml"
     file.write_text(json.dumps(config))
@@ -128,9 +128,11 @@ async def start(
 
 
 @contextlib.asynccontextmanager
-async def served(config: dict[str, Any], folder: Path, loop: str = "uvloop", **environ: str) -> AsyncIterator[Served]:
+async def served(
+    config: dict[str, Any], folder: Path, loop: str = "uvloop", *, program: str | None = None, **environ: str
+) -> AsyncIterator[Served]:
     """A proxy that listens; killed at the end, if it still runs."""
-    proxy = await start(config, folder, loop, environ=environ)
+    proxy = await start(config, folder, loop, program=program, environ=environ)
     try:
         await proxy.listening()
         yield proxy
