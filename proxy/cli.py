@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 _DIMENSIONS = ("key", "model", "day", "upstream", "endpoint", "outcome")
 _PORT = click.IntRange(0, 65535)
+_STANDARD_ERROR = 2
 _BASE_URL = "http://127.0.0.1:8080/v1"
 
 
@@ -42,6 +43,7 @@ def main() -> None:
 
     Start with `sluice demo`, or `sluice serve` and paste the curl line that it prints.
     """
+    _open_what_is_closed()
 
 
 @main.command()
@@ -248,6 +250,15 @@ def _banner(served: Served, config_file: Path | None = None) -> None:
     how = "Try it:" if served.key is not None else "Try it, with a key in SLUICE_API_KEY:"
     lines += ["", how, "", served.curl(), ""]
     click.echo("\n".join(lines), err=True)
+
+
+def _open_what_is_closed() -> None:
+    """Put /dev/null where a standard stream is closed, or a socket would get its number, which libuv cannot close."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= _STANDARD_ERROR:
+        os.set_inheritable(descriptor, True)
+    os.close(descriptor)
+    sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)
+    sys.stderr = sys.stderr or os.fdopen(_STANDARD_ERROR, "w", closefd=False)
 
 
 def _leave_when_told() -> None:

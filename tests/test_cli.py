@@ -228,6 +228,19 @@ async def test_a_certificate_that_is_absent_is_named_by_its_setting(tmp_path: Pa
     assert "Traceback" not in child.errors
 
 
+async def test_closed_standard_streams_end_nothing(tmp_path: Path) -> None:
+    """The first socket would have the number of one, and libuv aborts the process that closes it."""
+    async with command("serve", "--port", "0", env=environment(tmp_path), closed=(0, 1)) as child:
+        served = await child.errors_until("  API ")
+        key = re.search(r"sk-sluice-\S+", await child.errors_until("  key "))
+        assert key is not None
+        client = await RecordingClient.connect(_port(served))
+        assert (await client.ask("POST", "/v1/chat/completions", _QUESTION, key=key[0])).status == 200
+        await client.close()
+        child.process.terminate()
+        assert await child.ends() == 0
+
+
 async def test_demo_shows_a_streamed_answer_and_goes_on_unless_told_to_stop(tmp_path: Path) -> None:
     """Both at once: the simulator types for three seconds, as fast as one reads."""
     env = environment(tmp_path)

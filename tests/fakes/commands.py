@@ -10,7 +10,7 @@ import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Sequence
     from pathlib import Path
 
 _PATIENCE_S = 20.0  # a child process that starts an interpreter, on a machine that is busy with other tests
@@ -65,13 +65,14 @@ def environment(home: Path, **extra: str) -> dict[str, str]:
 
 
 @contextlib.asynccontextmanager
-async def command(*words: str, env: dict[str, str], has_input: bool = False) -> AsyncIterator[Child]:
-    """Run `sluice` with these words; whatever happens, it has ended afterwards."""
+async def command(
+    *words: str, env: dict[str, str], has_input: bool = False, closed: Sequence[int] = ()
+) -> AsyncIterator[Child]:
+    """Run `sluice` with these words; whatever happens, it has ended afterwards. It begins with descriptors `closed`."""
+    close = " ".join(f"{descriptor}>&-" for descriptor in closed)
     process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "proxy",
-        *words,
+        *("sh", "-c", f'exec "$@" {close}', "sh"),
+        *(sys.executable, "-m", "proxy", *words),
         env=env,
         stdin=asyncio.subprocess.PIPE if has_input else asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
