@@ -35,9 +35,9 @@ if TYPE_CHECKING:
 
 # after an early error an unread body is read on for so long, so that the client gets to read the answer
 _LINGER_S: Final = 5.0
-# a client that is refused has so long to read why; no more than this many at a time, as each holds a descriptor
-_REFUSED_LINGER_S: Final = 1.0
-_MAX_REFUSED: Final = 64
+# who is refused, or does not speak HTTP, has so long to read why; no more at a time, as each holds a descriptor
+_LAST_WORD_S: Final = 1.0
+_MAX_LEAVING: Final = 64
 # of a head that comes in pieces; the parser bounds its lines, 128 of 16 KiB
 _MAX_HEAD_BYTES: Final = 64 * 1024
 # When so many requests wait behind the one that is served, reading pauses, as each holds its head, of up to 2 MiB
@@ -82,23 +82,27 @@ class Connection(RequestHandler):
         self._server.hangups.watch(*self._watched)
 
     def _refuse(self, transport: asyncio.Transport) -> None:
-        """Answer 503 and let go; not at once, as a close with bytes unread is a reset, which takes the answer along."""
-        self._force_close = True  # what comes in now is dropped
+        """Answer 503 and let go."""
         error = errors.ProxyError(errors.TOO_MANY_CONNECTIONS, "Too many connections.", retry_after_s=1.0)
         refusal_id = new_exchange_id()
         transport.write(_last_answer(error, refusal_id, self.date()))
-        refused = self._server.refused
-        if transport.can_write_eof() and len(refused) < _MAX_REFUSED:
-            refused.add(self)
+        self._leave(transport)
+        self._server.log.warning("connection refused", id=refusal_id, limit=self._server.max_connections)
+
+    def _leave(self, transport: asyncio.Transport) -> None:
+        """End the connection behind a last answer: a close with bytes unread is a reset, which takes that along."""
+        self._force_close = True  # what comes in now is dropped
+        leaving = self._server.leaving
+        if transport.can_write_eof() and len(leaving) < _MAX_LEAVING:
+            leaving.add(self)
             transport.write_eof()
-            self._loop.call_later(_REFUSED_LINGER_S, transport.abort)
+            self._loop.call_later(_LAST_WORD_S, transport.abort)
         else:
             transport.close()
-        self._server.log.warning("connection refused", id=refusal_id, limit=self._server.max_connections)
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """Forget the connection. The task is cancelled, and who reads the body elsewhere is told."""
-        self._server.refused.discard(self)
+        self._server.leaving.discard(self)
         if self._watched is not None:
             self._server.hangups.forget(*self._watched)
         self._content.set_exception(ConnectionResetError("the client has left"))
@@ -186,6 +190,8 @@ class Connection(RequestHandler):
                 if isinstance(message, _ErrInfo):
                     error = errors.ProxyError(errors.BAD_REQUEST, "The request is not well-formed HTTP/1.1.")
                     self._fail(error, "malformed request", message.exc)
+                    if self.transport is not None:
+                        self._leave(self.transport)
                     return
                 try:
                     goes_on = await serve(self, message, content)
@@ -202,7 +208,7 @@ class Connection(RequestHandler):
                 del message, content  # credentials and a body that nobody read, perhaps, while nothing is asked
         finally:
             del self.task  # one that was cancelled keeps the frames, and those this connection
-            if self.transport is not None:
+            if self.transport is not None and self not in self._server.leaving:
                 self.transport.close()
 
     async def _linger(self, content: StreamReader) -> bool:

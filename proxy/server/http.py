@@ -80,7 +80,7 @@ class Server(web.Server):
         self.serve = serve
         self.max_connections = max_connections
         self.log = log
-        self.refused: set[Connection] = set()
+        self.leaving: set[Connection] = set()
         self._connection_kwargs = kwargs | {"loop": self._loop}
         self._connection_kwargs.pop("handler_cancellation", None)
         self.hangups = Hangups()

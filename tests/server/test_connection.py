@@ -17,7 +17,7 @@ from proxy.server import http
 from proxy.server.request_body import RequestBody
 from tests.fakes.client import RecordingClient
 from tests.fakes.refusals import Row, assert_refused
-from tests.fakes.serving import pieces, request, serving
+from tests.fakes.serving import MUCH, pieces, request, serving
 from tests.fakes.waiting import until
 
 if TYPE_CHECKING:
@@ -115,6 +115,16 @@ async def test_broken_framing_ends_its_reader_at_once_also_behind_another_reques
         assert (await client.answer()).body == b"/slow"
         assert (await client.answer()).status == 500  # the test's server does not tell its own fault better
         assert served.ended == ["ProxyError"]
+
+
+async def test_what_is_not_http_is_told_so_even_who_goes_on_sending() -> None:
+    """A close with bytes unread is a reset, and the answer goes with it."""
+    async with serving() as (served, _, client):
+        client.writer.write(b"POST /zq7marker HTTP/1.1\r\nHost x\r\n\r\n" + bytes(MUCH))
+        await client.writer.drain()
+        assert_refused(await client.answer(), Row(400))
+        assert await client.reader.read() == b""
+        assert served.paths == []
 
 
 async def test_nothing_is_read_behind_a_request_to_upgrade() -> None:
