@@ -82,7 +82,10 @@ def nursery(control: int) -> None:
     newborn = prefork.fork_when_asked(socket.socket(fileno=control))
     if newborn is not None:
         with asyncio.Runner(loop_factory=loop_factory) as runner:
-            sys.exit(runner.run(process.work(*newborn)))
+            code = runner.run(process.work(*newborn))
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)  # the interpreter would tidy up all that is shared, and copy it for that
 
 
 @main.command()
