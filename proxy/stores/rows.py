@@ -9,6 +9,7 @@ step of SQLite, and a busy loop gives it back only every 5 ms. A statement a row
 
 from __future__ import annotations
 
+import functools
 import math
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Final, Protocol
@@ -21,6 +22,7 @@ from proxy.stores.tables import EXCHANGES
 
 if TYPE_CHECKING:
     import asyncio
+    from collections.abc import Callable
 
     from sqlalchemy import Dialect
 
@@ -127,8 +129,14 @@ class Upsert(Protocol):
 
 
 def upsert_for(dialect: Dialect) -> Upsert:
-    """The statement that suits the database."""
-    return _PostgresUpsert(dialect) if dialect.name == "postgresql" else _SqliteUpsert(dialect)
+    """The statement that suits the database. Compiled once in a process: it takes 3 ms."""
+    make_dialect: Callable[..., Dialect] = type(dialect)
+    return _upsert(dialect.name, make_dialect)
+
+
+@functools.cache
+def _upsert(name: str, make_dialect: Callable[..., Dialect]) -> Upsert:
+    return _PostgresUpsert(make_dialect) if name == "postgresql" else _SqliteUpsert(make_dialect)
 
 
 class _SqliteUpsert:
@@ -139,7 +147,8 @@ class _SqliteUpsert:
     of its type.
     """
 
-    def __init__(self, dialect: Dialect) -> None:
+    def __init__(self, make_dialect: Callable[..., Dialect]) -> None:
+        dialect = make_dialect(paramstyle="qmark")
         insert = insert_of(dialect)(EXCHANGES)
         opening = insert.values(_parameters(_COLUMNS[:_KNOWN])).on_conflict_do_nothing(index_elements=[EXCHANGES.c.id])
         settling = _on_conflict(insert.values(_parameters(_COLUMNS)))
@@ -175,13 +184,13 @@ class _PostgresUpsert:
     would share a prepared statement.
     """
 
-    def __init__(self, dialect: Dialect) -> None:
+    def __init__(self, make_dialect: Callable[..., Dialect]) -> None:
+        dialect = make_dialect(paramstyle="format")
         shape = [sa.column(column.name, column.type) for column in _COLUMNS]
         document = sa.cast(sa.bindparam("batch", type_=sa.Text), sa.JSON)
         batch = sa.func.json_to_recordset(document).table_valued(*shape, name="batch").render_derived(with_types=True)
         insert = insert_of(dialect)(EXCHANGES).from_select(_NAMES, sa.select(batch))
-        positional = type(dialect)(paramstyle="format")  # type: ignore[call-arg]  # every dialect's default takes it
-        self._statement = str(_on_conflict(insert).compile(dialect=positional))
+        self._statement = str(_on_conflict(insert).compile(dialect=dialect))
 
     def __call__(self, rows: list[tuple[object, ...]]) -> tuple[str, tuple[object, ...]]:
         # what is not known of a row is not there, and null for the server
