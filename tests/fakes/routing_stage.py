@@ -113,9 +113,7 @@ class Routed(NamedTuple):
 
 def samples(proxy: Running, name: str) -> dict[str, float]:
     """The samples of a metric that are not 0, by the values of their labels."""
-    families = proxy.metrics._registry.collect()
-    found = [sample for family in families for sample in family.samples if sample.name == name]
-    return {" ".join(sample.labels.values()): sample.value for sample in found if sample.value}
+    return {" ".join(sample.labels.values()): sample.value for sample in proxy.samples(name) if sample.value}
 
 
 @contextlib.asynccontextmanager

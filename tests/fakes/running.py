@@ -10,7 +10,7 @@ import os
 import shutil
 import tempfile
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +41,9 @@ from tests.fakes.waiting import until
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Mapping
 
+    from prometheus_client.registry import Collector
+    from prometheus_client.samples import Sample
+
 # where a commit costs no disk's time
 MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 KEY = "sk-test-key-0123456789"
@@ -53,6 +56,8 @@ class _Pipe:
     def __init__(self) -> None:
         self._reading, self._writing = os.pipe()
         self._text = bytearray()
+        self._lines: list[dict[str, Any]] = []
+        self._decoded = 0
         self._thread = threading.Thread(target=self._read, daemon=True)
         self._thread.start()
 
@@ -72,6 +77,14 @@ class _Pipe:
     def text(self) -> str:
         return self._text.decode()
 
+    @property
+    def lines(self) -> list[dict[str, Any]]:
+        """The lines that are whole; each is decoded once, since they are looked at again and again."""
+        end = self._text.rfind(b"\n") + 1
+        self._lines += map(json.loads, self._text[self._decoded : end].splitlines())
+        self._decoded = end
+        return list(self._lines)
+
 
 @dataclass
 class Running:
@@ -81,6 +94,7 @@ class Running:
     metrics: Metrics
     pipe: _Pipe
     scheme: str
+    _showing: dict[str, Collector] = field(default_factory=dict)
 
     @property
     def port(self) -> int:
@@ -100,7 +114,7 @@ class Running:
 
     @property
     def lines(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self.pipe.text.splitlines()]
+        return self.pipe.lines
 
     @property
     def exchanges(self) -> list[dict[str, Any]]:
@@ -114,12 +128,21 @@ class Running:
 
     def sample(self, name: str, **labels: str) -> float:
         """The value of a metric, 0 where it has none yet."""
-        return self.metrics._registry.get_sample_value(name, labels) or 0.0
+        return sum(sample.value for sample in self.samples(name) if sample.labels == labels)
 
     def total(self, name: str) -> float:
         """The sum of a metric over all its label sets."""
-        samples = [s for metric in self.metrics._registry.collect() for s in metric.samples if s.name == name]
-        return sum(sample.value for sample in samples)
+        return sum(sample.value for sample in self.samples(name))
+
+    def samples(self, name: str) -> list[Sample]:
+        """A metric under each of its label sets. Who shows it is remembered: to ask all takes longer than a request."""
+        known = self._showing.get(name)
+        for collector in self.metrics._registry._collector_to_names.copy() if known is None else (known,):
+            samples = (sample for family in collector.collect() for sample in family.samples)
+            if found := [sample for sample in samples if sample.name == name]:
+                self._showing[name] = collector
+                return found
+        return []
 
 
 # what most tests show is what becomes of one attempt at an upstream

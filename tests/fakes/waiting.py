@@ -9,27 +9,28 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
 LONG_S = 5.0  # what must happen, happens within this on the slowest machine
-_LOOK_S = 0.002
+# The longer it has taken, the longer until the next look: a condition may cost more than what is waited for.
+_LOOK_S, _LONGEST_LOOK_S, _LOOK_SHARE = 0.002, 0.02, 0.1
 
 
 async def until(condition: Callable[[], object], what: str, within_s: float = LONG_S) -> None:
     """Look every few milliseconds until `condition` holds; fail when it does not in time."""
     loop = asyncio.get_running_loop()
-    deadline = loop.time() + within_s
+    began_s = loop.time()
     while not condition():
-        if loop.time() > deadline:
+        if loop.time() > began_s + within_s:
             raise AssertionError(f"not within {within_s:g} s: {what}")
-        await _pause(loop)
+        await _pause(loop, began_s)
 
 
 async def until_asked(condition: Callable[[], Awaitable[object]], what: str, within_s: float = LONG_S) -> None:
     """`until`, for a condition that must be asked for over the network."""
     loop = asyncio.get_running_loop()
-    deadline = loop.time() + within_s
+    began_s = loop.time()
     while not await condition():
-        if loop.time() > deadline:
+        if loop.time() > began_s + within_s:
             raise AssertionError(f"not within {within_s:g} s: {what}")
-        await _pause(loop)
+        await _pause(loop, began_s)
 
 
 async def until_settled(value: Callable[[], object], quiet_s: float) -> None:
@@ -37,12 +38,13 @@ async def until_settled(value: Callable[[], object], quiet_s: float) -> None:
     loop = asyncio.get_running_loop()
     seen, since_s = value(), loop.time()
     while loop.time() - since_s < quiet_s:
-        await _pause(loop)
+        await _pause(loop, since_s)
         if (now := value()) != seen:
             seen, since_s = now, loop.time()
 
 
-async def _pause(loop: asyncio.AbstractEventLoop) -> None:
+async def _pause(loop: asyncio.AbstractEventLoop, since_s: float) -> None:
     looked = loop.create_future()
-    loop.call_later(_LOOK_S, looked.set_result, None)
+    pause_s = min(max(_LOOK_S, (loop.time() - since_s) * _LOOK_SHARE), _LONGEST_LOOK_S)
+    loop.call_later(pause_s, looked.set_result, None)
     await looked

@@ -23,9 +23,7 @@ BODY = {"model": "m", "messages": [{"role": "user", "content": "Hello"}]}
 
 def samples(proxy: Running, name: str) -> dict[str, float]:
     """The samples of a metric, by the values of their labels."""
-    families = proxy.metrics._registry.collect()
-    found = [sample for family in families for sample in family.samples if sample.name == name]
-    return {" ".join(sample.labels.values()): sample.value for sample in found}
+    return {" ".join(sample.labels.values()): sample.value for sample in proxy.samples(name)}
 
 
 async def test_a_late_first_byte_starts_a_try_elsewhere_and_the_loser_is_aborted_and_charged() -> None:

@@ -95,11 +95,9 @@ CASES = {
 
 def counted(proxy: Running) -> Counter[tuple[str, str]]:
     """Exchanges by outcome and status, as the metrics have them."""
-    samples = [sample for family in proxy.metrics._registry.collect() for sample in family.samples]
     found: Counter[tuple[str, str]] = Counter()
-    for sample in samples:
-        if sample.name == "sluice_requests_total":
-            found[sample.labels["outcome"], sample.labels["status"]] += int(sample.value)
+    for sample in proxy.samples("sluice_requests_total"):
+        found[sample.labels["outcome"], sample.labels["status"]] += int(sample.value)
     return found
 
 

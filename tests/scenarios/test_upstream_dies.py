@@ -53,13 +53,8 @@ class Stage(NamedTuple):
 
     def attempts(self, upstream: str = "a") -> float:
         """How often an upstream was tried, whatever came of it."""
-        metric = self.proxy.metrics._registry.collect()
-        samples = [sample for family in metric for sample in family.samples]
-        return sum(
-            sample.value
-            for sample in samples
-            if sample.name == "sluice_upstream_attempts_total" and sample.labels["upstream"] == upstream
-        )
+        samples = self.proxy.samples("sluice_upstream_attempts_total")
+        return sum(sample.value for sample in samples if sample.labels["upstream"] == upstream)
 
 
 @contextlib.asynccontextmanager
