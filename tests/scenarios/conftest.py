@@ -9,8 +9,10 @@ import pytest
 import trustme
 
 from proxy.phases import relay
+from tests.fakes.relaying import AT_THE_TRANSPORT, NEITHER, PLAIN
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 
@@ -24,11 +26,20 @@ class Certificates(NamedTuple):
     client: ssl.SSLContext
 
 
-@pytest.fixture(params=["at the transport", "plain"])
-def relay_form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A test that uses it is run over both forms of the relay."""
-    if request.param == "plain":
-        monkeypatch.setattr(relay, "may_flow", lambda *_: False)
+@pytest.fixture(params=[AT_THE_TRANSPORT, PLAIN])
+def relay_form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A test that uses it is run over both forms of the relay; one that is `EVENTLESS` must not come to either."""
+    asked = 0
+
+    def may_flow(*_: object) -> bool:
+        nonlocal asked
+        asked += 1
+        return False
+
+    if request.param != AT_THE_TRANSPORT:
+        monkeypatch.setattr(relay, "may_flow", may_flow)
+    yield
+    assert request.param != NEITHER or not asked
 
 
 @pytest.fixture(scope="session")

@@ -14,6 +14,7 @@ from proxy.tokenizers import load
 from tests.fakes.leaving import PROMPT_TOKENS, drain_ends, left, received, secure_line
 from tests.fakes.line import CHAT_REQUEST, PATIENCE_S, line
 from tests.fakes.recordings import CHAT, COMPLETIONS, RESPONSES
+from tests.fakes.relaying import EVENTLESS
 from tests.fakes.settled import nothing_held, settled_row
 from tests.fakes.usage_recordings import event, plain, said, typed
 
@@ -164,6 +165,7 @@ async def test_others_end_it(how: str) -> None:
     assert_counted(row, told, count)
 
 
+@EVENTLESS
 @pytest.mark.parametrize("maximum", [100, None])
 async def test_an_answer_that_nobody_saw_being_made(maximum: int | None) -> None:
     """Not streamed, and left before its head: the upstream was at work, so what was reserved is charged."""
@@ -178,6 +180,7 @@ async def test_an_answer_that_nobody_saw_being_made(maximum: int | None) -> None
     assert row["cost_nano_usd"] == row["reserved_nano_usd"] > 0
 
 
+@EVENTLESS
 async def test_a_stream_that_is_left_before_its_head_costs_its_prompt() -> None:
     async with line() as way:
         peer = await way.open()

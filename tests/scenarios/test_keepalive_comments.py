@@ -12,6 +12,7 @@ from proxy.phases import relay
 from tests.fakes.endings import assert_told, rest
 from tests.fakes.line import LAST_CHUNK, chunk, head, line
 from tests.fakes.recordings import CHAT, DONE, FINISH, RESPONSES, ROLE, delta, response_event
+from tests.fakes.relaying import EVENTLESS
 
 pytestmark = pytest.mark.usefixtures("relay_form")
 
@@ -104,6 +105,7 @@ async def test_never_after_done(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not answer.body.partition(b"[DONE]")[2].strip(b"\n")
 
 
+@EVENTLESS
 async def test_never_in_a_body_without_events() -> None:
     """A comment in audio or JSON would be damage."""
     async with line(**_ON, **_IDLE) as way:

@@ -20,6 +20,7 @@ from tests.fakes.recordings import (
     ROLE,
     delta,
 )
+from tests.fakes.relaying import EVENTLESS
 
 pytestmark = pytest.mark.usefixtures("relay_form")
 
@@ -29,6 +30,7 @@ _HALF: Final = b'data: {"choices":[{"index":0,"delta":{"content":"ha'
 _LARGE: Final = b'data: {"choices":[{"index":0,"delta":{"content":"' + b"A" * 200_000
 
 
+@EVENTLESS
 @pytest.mark.parametrize("how", ["fin", "rst"])
 @pytest.mark.parametrize(
     "sent",
@@ -47,6 +49,7 @@ async def test_an_end_before_the_head(how: str, sent: bytes) -> None:
         assert way.proxy.sample("sluice_upstream_attempts_total", upstream="up", result=_PROTOCOL) == 1
 
 
+@EVENTLESS
 @pytest.mark.parametrize(
     "garbage",
     [
@@ -218,6 +221,7 @@ async def test_a_steady_stream_is_not_idle_but_has_a_total() -> None:
         await recorded(way, _TIMEOUT, aborted_by="total")
 
 
+@EVENTLESS
 @pytest.mark.parametrize("sent", [b"", b"HTTP/1.1 200 OK\r\nContent-", head("100 Continue", None, chunked=False)])
 @pytest.mark.parametrize("limit", ["first_byte", "total"])
 async def test_no_head_in_time(sent: bytes, limit: str) -> None:

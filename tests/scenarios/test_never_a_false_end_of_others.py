@@ -10,12 +10,14 @@ import pytest
 from tests.fakes.endings import assert_cut, assert_envelope, assert_told, end, recorded, rest
 from tests.fakes.line import CHAT_REQUEST, LAST_CHUNK, chunk, head, line
 from tests.fakes.recordings import CHAT, DONE, RESPONSES, ROLE, delta, response_event
+from tests.fakes.relaying import EVENTLESS
 
 pytestmark = pytest.mark.usefixtures("relay_form")
 
 _PROTOCOL: Final = "upstream_protocol_error"
 
 
+@EVENTLESS
 @pytest.mark.parametrize(
     ("content_type", "body"),
     [
@@ -102,6 +104,7 @@ async def test_responses_broken_after_the_terminal_event() -> None:
         await recorded(way, "ok")
 
 
+@EVENTLESS
 @pytest.mark.parametrize("framing", ["length", "chunked"])
 @pytest.mark.parametrize("how", ["fin", "rst"])
 @pytest.mark.parametrize("path", [CHAT, "/v1/audio/speech"])
@@ -127,6 +130,7 @@ async def test_bodies_without_events_are_cut(framing: str, how: str, path: str) 
         await recorded(way, _PROTOCOL)
 
 
+@EVENTLESS
 async def test_an_error_answer_that_breaks_off() -> None:
     """Nothing went downstream yet, so it becomes a 502."""
     async with line() as way:

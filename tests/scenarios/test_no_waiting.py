@@ -6,6 +6,7 @@ import pytest
 
 from tests.fakes.line import LAST_CHUNK, chunk, head, line
 from tests.fakes.recordings import DONE, FINISH, RESPONSES, ROLE, delta, response_event
+from tests.fakes.relaying import EVENTLESS
 
 pytestmark = [pytest.mark.asyncio(loop_factories=["uvloop", "asyncio"]), pytest.mark.usefixtures("relay_form")]
 
@@ -101,6 +102,7 @@ async def test_events_of_responses_do_not_wait() -> None:
         assert await way.piece(answer) == b""
 
 
+@EVENTLESS
 async def test_bodies_without_events_pass_as_they_come() -> None:
     """Audio that is played while it is made."""
     async with line() as way:

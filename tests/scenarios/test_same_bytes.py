@@ -13,6 +13,7 @@ from proxy.config.values import Secret
 from tests.fakes.framed import cut_at_random, framed
 from tests.fakes.line import LAST_CHUNK, chunk, head, line
 from tests.fakes.recordings import CHAT, DONE, FINISH, IMAGES, RECORDINGS, ROLE
+from tests.fakes.relaying import EVENTLESS
 from tests.fakes.running import KEY
 
 if TYPE_CHECKING:
@@ -87,6 +88,7 @@ async def test_events_about_as_large_as_the_scanner_holds(size: int) -> None:
     assert answer.body == body
 
 
+@EVENTLESS
 @pytest.mark.parametrize("framing", ["chunked", "close", "length"])
 @pytest.mark.parametrize(
     ("path", "content_type", "body"),
@@ -118,6 +120,7 @@ async def test_bodies_that_are_no_events(framing: str, path: str, content_type: 
     assert answer.header("content-length") == (str(len(body)) if framing == "length" else None)
 
 
+@EVENTLESS
 @pytest.mark.parametrize("coding", ["gzip", "br"])
 @pytest.mark.parametrize("content_type", ["text/event-stream", "application/json"])
 async def test_a_coding_nobody_asked_for_passes_untouched(coding: str, content_type: str) -> None:
@@ -151,6 +154,7 @@ async def test_answers_without_a_body(status: str, method: str, path: str) -> No
     assert again.body == FINISH + DONE
 
 
+@EVENTLESS
 async def test_head_has_the_headers_and_no_body() -> None:
     """RFC 9110 section 9.3.2; the length is that of the body a GET would have."""
     wire = head("200 OK", "application/json", "Content-Length: 1234", chunked=False)
@@ -163,6 +167,7 @@ async def test_head_has_the_headers_and_no_body() -> None:
     assert (again.status, again.body, again.whole) == (404, b"no", True)
 
 
+@EVENTLESS
 @pytest.mark.parametrize(
     ("status", "body"),
     [

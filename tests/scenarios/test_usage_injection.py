@@ -15,6 +15,7 @@ from tests.fakes.asked import SHAPES
 from tests.fakes.framed import cut_at_random, framed
 from tests.fakes.line import JSON_TYPE, LAST_CHUNK, chunk, head, line
 from tests.fakes.recordings import CHAT, COMPLETIONS, OPENAI, RECORDINGS, RESPONSE, RESPONSES
+from tests.fakes.relaying import EVENTLESS
 from tests.fakes.settled import all_rows, settled_row
 from tests.fakes.stage import stage
 
@@ -188,6 +189,7 @@ async def test_who_asked_gets_the_refusal(refusal: tuple[int, bytes], options: b
         assert [body_of(request) for request in upstream.requests] == [own, INJECTED, STREAM]
 
 
+@EVENTLESS
 @pytest.mark.parametrize("status", [400, 422, 500])
 async def test_other_errors_pass_once(status: int) -> None:
     """About something else, or with a status that refuses nothing: the client gets it, and asking goes on."""
@@ -217,6 +219,7 @@ async def test_a_refusal_is_believed_once_the_request_went_through_without() -> 
         assert [body_of(request) for request in upstream.requests] == [INJECTED, STREAM, INJECTED]
 
 
+@EVENTLESS
 def test_every_recorded_shape_is_here() -> None:
     """Both forms differ wherever usage can be hidden at all."""
     chats = {name for name, (path, _) in RECORDINGS.items() if path in (CHAT, COMPLETIONS)}
