@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
-from msgspec import inspect
 
 from proxy.config.checks import check
 from proxy.config.problems import Findings, Problem, TooManyProblemsError
 from proxy.config.read import Reader
-from proxy.config.settings import Config, KeyConfig, LedgerConfig
+from proxy.config.settings import Config, KeyConfig, LedgerConfig, config_type
 from proxy.config.upstreams import RouteConfig, UpstreamConfig
 from proxy.config.values import Secret, SecretUrl
 from proxy.config.yaml_tree import MAX_FILE_BYTES, MapNode, YamlError, compose
@@ -55,7 +54,7 @@ def _text_of(file: Path) -> str:
 
 def _parse(text: str, environ: Mapping[str, str], findings: Findings) -> Config:
     root = compose(text) or MapNode(1)
-    config: Config = Reader(environ, findings).read(root, inspect.type_info(Config), ())
+    config: Config = Reader(environ, findings).read(root, config_type(), ())
     return config
 
 

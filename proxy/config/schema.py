@@ -10,7 +10,7 @@ import yaml
 from msgspec import inspect
 
 from proxy.config.read import unwrap
-from proxy.config.settings import Config
+from proxy.config.settings import Config, config_type
 from proxy.config.values import MASK, Secret, duration_text, is_credential_name
 from proxy.config.yaml_tree import escape
 
@@ -65,7 +65,7 @@ def _widen(schema: dict[str, Any]) -> dict[str, Any]:
 
 def effective(config: Config) -> str:
     """All settings as they apply, defaults included, as YAML in which secrets are masked."""
-    plain = _shown(config, inspect.type_info(Config))
+    plain = _shown(config, config_type())
     return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=1000)
 
 
