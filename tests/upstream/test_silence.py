@@ -10,7 +10,7 @@ import pytest
 
 from proxy.core.errors import UPSTREAM_TIMEOUT, ProxyError
 from proxy.upstream.silence import Silence
-from tests.fakes.waiting import until
+from tests.fakes.waiting import TIMER_S, until
 
 if TYPE_CHECKING:
     from proxy.upstream.connection import UpstreamConnection
@@ -52,7 +52,7 @@ async def test_each_fails_in_its_own_time_whatever_the_order(silence: Silence) -
     for one, limit_s in zip(waiting, limits_s, strict=True):
         if limit_s < 1:
             assert one.failed_s is not None
-            assert one.failed_s - begun_s >= limit_s - 0.002
+            assert one.failed_s - begun_s >= limit_s - TIMER_S
             assert isinstance(one.error, ProxyError)
             assert one.error.kind is UPSTREAM_TIMEOUT
     assert waiting[2].failed_s is None
@@ -72,13 +72,16 @@ async def test_those_that_were_heard_do_not_fail(silence: Silence) -> None:
 
 
 async def test_expecting_again_begins_anew(silence: Silence) -> None:
+    begun_s = asyncio.get_running_loop().time()
     busy, other = Waiting(), Waiting()
     silence.expect(busy.connection, reader(), 0.05)
     silence.expect(busy.connection, reader(), 0.3)
     silence.expect(other.connection, reader(), 0.1)
-    await until(lambda: other.failed_s is not None, "the other one fails")
-    assert busy.failed_s is None
-    await until(lambda: busy.failed_s is not None, "it fails later")
+    await until(lambda: not len(silence), "both have failed")
+    assert other.failed_s is not None
+    assert other.failed_s - begun_s >= 0.1 - TIMER_S
+    assert busy.failed_s is not None
+    assert busy.failed_s - begun_s >= 0.3 - TIMER_S
 
 
 async def test_it_rests_while_nobody_waits(silence: Silence) -> None:
