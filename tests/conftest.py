@@ -8,6 +8,11 @@ on; this hook is what pytest-asyncio offers in their place.
 Blocking. While a loop runs, a call from `proxy/` that may block (sleep, files, a blocking socket, a held lock) raises
 `blockbuster.BlockingError`, which fails the test. Code of tests and libraries may block, unless proxy code called it.
 
+Time. pytest-timeout raises in whatever runs when its alarm comes. Where a loop runs, that is often a task other than
+the test's, which keeps the exception for itself while the test waits on, or a callback, and uvloop only reports what
+that raises. So all tasks are cancelled instead; again and again, for one that goes on regardless, and also in what
+follows a failure. What even that does not end, the process ends with (`faulthandler_timeout` in pyproject.toml).
+
 Leaks. After an async test and its fixtures no task may be left; forgotten transports and files raise ResourceWarning,
 and warnings are errors. Sockets reach loopback only (pytest-socket, configured in pyproject.toml).
 """
@@ -17,6 +22,8 @@ from __future__ import annotations
 import asyncio
 import gc
 import inspect
+import itertools
+import signal
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -28,11 +35,15 @@ from proxy.telemetry import log_writer
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping
+    from types import FrameType
 
 _LOOPS = {"uvloop": uvloop.new_event_loop, "asyncio": asyncio.new_event_loop}
 
 # a cancelled task needs one turn to end, a closed transport one more to say so; TLS a few
 _SETTLING_TURNS = 10
+
+_AGAIN_S = 10.0  # between two alarms for a test that is over its time
+_LIMITS = pytest.StashKey[Any]()
 
 
 def pytest_asyncio_loop_factories(item: pytest.Item) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
@@ -57,26 +68,47 @@ def pytest_itemcollected(item: pytest.Item) -> None:
         item.fixturenames.insert(0, "guarded_loop")
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_timeout_set_timer(item: pytest.Item, settings: Any) -> Generator[None, object, object]:
+    is_set = yield
+    raises = signal.getsignal(signal.SIGALRM)
+    assert callable(raises)
+    alarms = itertools.count(1)
+
+    def over(number: int, frame: FrameType | None) -> None:
+        alarm, loop = next(alarms), asyncio._get_running_loop()
+        if loop is not None:
+            loop.call_soon_threadsafe(_cancel_all, loop, f"the test's time limit of {settings.timeout:g} s")
+        if loop is None or alarm > 1:
+            raises(number, frame)
+
+    signal.signal(signal.SIGALRM, over)
+    signal.setitimer(signal.ITIMER_REAL, settings.timeout, _AGAIN_S)
+    item.stash[_LIMITS] = settings
+    return is_set
+
+
+def _cancel_all(loop: asyncio.AbstractEventLoop, why: str) -> None:
+    for task in asyncio.all_tasks(loop):
+        task.cancel(why)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Generator[None, object, object]:
+    # a failure ends the limit, and what has failed is the likeliest to hang now
+    if (settings := item.stash.get(_LIMITS, None)) is not None:
+        item.ihook.pytest_timeout_set_timer(item=item, settings=settings)
+    return (yield)
+
+
 @pytest.fixture
 async def guarded_loop() -> AsyncIterator[None]:
     """First in, last out: what the test and its other fixtures started must be over by then."""
-    asyncio.get_running_loop().set_exception_handler(_end_what_timed_out)
     yield
     for _ in range(_SETTLING_TURNS):
         await asyncio.sleep(0)
     left = asyncio.all_tasks() - {asyncio.current_task()}
     assert not left, f"tasks left running: {sorted(map(repr, left))}"
-
-
-def _end_what_timed_out(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    """Make the time limit of pytest-timeout work on uvloop.
-
-    It raises in a signal handler. asyncio lets that through; uvloop reports it here and would run on for ever.
-    """
-    if isinstance(context.get("exception"), pytest.fail.Exception):
-        for task in asyncio.all_tasks(loop):
-            task.cancel("the test's time limit")
-    loop.default_exception_handler(context)
 
 
 @pytest.fixture(scope="session", autouse=True)
