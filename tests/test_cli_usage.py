@@ -246,7 +246,7 @@ async def test_in_a_terminal_and_in_a_pipe(tmp_path: Path, wide: Path) -> None:
         assert await child.ends() == 0
         assert _WIDE in child.out
     async with in_terminal(*words, env=env) as (terminal, process):
-        await until(lambda: "charged as reserved" in terminal.shown, "the whole report", within_s=20)
+        await until(lambda: "charged as reserved" in terminal.shown, "the whole report")
         assert await process.wait() == 0
         assert _WIDE[:16] in terminal.shown
         assert _WIDE not in terminal.shown

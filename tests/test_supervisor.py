@@ -17,9 +17,9 @@ import pytest
 from tests.fakes import served
 from tests.fakes.answering import AnsweringUpstream
 from tests.fakes.client import RecordingClient
-from tests.fakes.fleet import LONG_S, configuration, fleet, readiness, scrape, total
+from tests.fakes.fleet import configuration, fleet, readiness, scrape, total
 from tests.fakes.raw_upstream import RawUpstream
-from tests.fakes.waiting import until, until_asked
+from tests.fakes.waiting import LONG_S, until, until_asked
 
 if TYPE_CHECKING:
     from pathlib import Path

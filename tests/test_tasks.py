@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from proxy.tasks import BackgroundTasks
+from tests.fakes.waiting import LONG_S
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -100,4 +101,4 @@ async def test_close_cancels_what_does_not_and_waits_for_its_clean_up() -> None:
 
 
 async def test_close_with_nothing_to_wait_for_returns_at_once() -> None:
-    await asyncio.wait_for(BackgroundTasks().close(patience_s=60), 1)
+    await asyncio.wait_for(BackgroundTasks().close(patience_s=2 * LONG_S), LONG_S)

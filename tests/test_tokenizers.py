@@ -16,7 +16,7 @@ import pytest
 from proxy import tokenizers
 from proxy.core.tokens import CL100K, O200K, ApproximateCounter, TokenCounter, batches
 from proxy.tokenizers import _MOST_REMEMBERED, AT_ONCE_CHARS, BackgroundCounter, installed, load
-from tests.fakes.waiting import until
+from tests.fakes.waiting import LONG_S, until
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Sequence
@@ -162,7 +162,7 @@ class Watched:
     def count(self, texts: Sequence[str], encoding: str) -> int:
         self.threads.append(threading.get_ident())
         self.sizes.append(sum(map(len, texts)))
-        assert self.go.wait(10)
+        assert self.go.wait(LONG_S)
         return EXACT.count(texts, encoding)
 
 
@@ -262,7 +262,6 @@ STREAMS = 30
 
 
 @on_both_loops
-@pytest.mark.timeout(120)
 @pytest.mark.parametrize(
     # the rule takes ten times as long and holds the interpreter lock for a fraction of a millisecond at a time
     ("counter", "text", "most_late"),

@@ -244,9 +244,9 @@ def test_a_pop_is_cheap_with_ten_thousand_waiting() -> None:
         fill(subject, f"key{number}", 10, 0.1 + number % 13, EITHER)
     took_s = []
     for number in itertools.count():
-        began_s = time.perf_counter()
+        began_s = time.thread_time()
         item = subject.pop("a" if number % 2 else "b")
-        took_s.append(time.perf_counter() - began_s)
+        took_s.append(time.thread_time() - began_s)
         if item is None:
             break
     assert number == 10_000

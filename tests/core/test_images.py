@@ -136,11 +136,11 @@ def test_no_file_raises(rest: bytes) -> None:
 
 def test_a_large_file_costs_as_little_as_a_small_one() -> None:
     url = data_url(IMAGES["png"] + bytes(15_000_000))
-    began_s = time.perf_counter()
+    began_s = time.thread_time()
     for _ in range(100):
         assert image_size(url) == (640, 480)
     # decoding it once takes 15 ms and more
-    assert time.perf_counter() - began_s < 0.5
+    assert time.thread_time() - began_s < 0.5
 
 
 PDF = "data:application/pdf;base64," + "A" * 65536

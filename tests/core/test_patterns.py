@@ -91,9 +91,9 @@ def test_what_is_remembered_is_what_was_found(names: list[str]) -> None:
 def test_no_name_makes_a_pattern_slow() -> None:
     """With a backtracking search this would take longer than the universe has."""
     table = PatternTable(["*a" * 30 + "b"])
-    began_s = time.process_time()
+    began_s = time.thread_time()
     assert table.match("a" * 20_000) is None
-    assert time.process_time() - began_s < 2
+    assert time.thread_time() - began_s < 2
 
 
 @pytest.mark.parametrize(

@@ -277,10 +277,10 @@ def test_shows_what_is_configured() -> None:
 def test_no_name_of_a_client_makes_the_search_slow() -> None:
     prices = PriceList({"my-*": None})
     name = "-2024-08-0" * 1_000_000
-    began_s = time.process_time()
+    began_s = time.thread_time()
     for _ in range(50):
         assert prices.find("gpt-4o", name) is None
-    assert time.process_time() - began_s < 0.5
+    assert time.thread_time() - began_s < 0.5
 
 
 def test_names_of_clients_are_not_kept() -> None:

@@ -15,7 +15,7 @@ import pytest
 import trustme
 
 from tests.fakes.redis import free_port
-from tests.fakes.waiting import until
+from tests.fakes.waiting import LONG_S, until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 FOLDER: Final = Path(__file__).parents[2] / "deploy" / "front"
 NAMES: Final = ("nginx", "envoy", "haproxy")
 
-_READY_S = 20.0
+_READY_S = LONG_S
 _Backend = tuple[int, int]  # the ports of the API and of operators
 
 

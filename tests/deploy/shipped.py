@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import yaml
 
+from tests.fakes.waiting import LONG_S
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
@@ -35,7 +37,7 @@ def tool(name: str) -> str:
 def run(*command: str | Path, **how: Any) -> subprocess.CompletedProcess[str]:
     """Run to the end; the caller judges how it ended."""
     return subprocess.run(
-        [str(word) for word in command], capture_output=True, text=True, timeout=60, check=False, **how
+        [str(word) for word in command], capture_output=True, text=True, timeout=LONG_S, check=False, **how
     )
 
 

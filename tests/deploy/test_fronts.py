@@ -17,6 +17,7 @@ from tests.fakes.client import RecordingClient
 from tests.fakes.line import CHAT_REQUEST, JSON_TYPE, LAST_CHUNK, PATIENCE_S, chunk, head
 from tests.fakes.raw_upstream import RawUpstream
 from tests.fakes.running import running, upstream_config
+from tests.fakes.waiting import LONG_S
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
     from tests.deploy.fronts import Front
     from tests.fakes.raw_upstream import RawPeer
     from tests.fakes.running import Running
-
-pytestmark = pytest.mark.timeout(60)
 
 every_front = pytest.mark.parametrize("name", NAMES)
 
@@ -68,7 +67,7 @@ async def received(client: RecordingClient, answer: Any, size: int) -> bytes:
 @every_front
 def test_the_program_itself_finds_nothing_wrong(name: str, tmp_path: Path) -> None:
     file = written(name, tmp_path, 8443, [(8080, 9090)])
-    checked = subprocess.run(checking(name, file), capture_output=True, text=True, timeout=30, check=False)
+    checked = subprocess.run(checking(name, file), capture_output=True, text=True, timeout=LONG_S, check=False)
     assert checked.returncode == 0, checked.stderr
     assert "[WARNING]" not in checked.stderr
     assert "[warn]" not in checked.stderr
@@ -78,7 +77,7 @@ def test_the_program_itself_finds_nothing_wrong(name: str, tmp_path: Path) -> No
 def test_the_program_would_have_noticed(name: str, tmp_path: Path) -> None:
     file = written(name, tmp_path, 8443, [(8080, 9090)])
     file.write_text(file.read_text() + "\nno_such_setting: {}\n")
-    assert subprocess.run(checking(name, file), capture_output=True, timeout=30, check=False).returncode != 0
+    assert subprocess.run(checking(name, file), capture_output=True, timeout=LONG_S, check=False).returncode != 0
 
 
 @every_front

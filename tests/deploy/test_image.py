@@ -25,6 +25,7 @@ from proxy import __version__
 from tests.deploy.shipped import DEPLOY, ROOT, run, tool
 from tests.fakes.redis import free_port
 from tests.fakes.running import running
+from tests.fakes.waiting import LONG_S
 
 DOCKERFILE = DEPLOY / "Dockerfile"
 UID = 10001
@@ -118,7 +119,7 @@ async def test_the_health_check_asks_for_health(monkeypatch: pytest.MonkeyPatch)
 
 async def _exit_code(words: list[str]) -> int:
     process = await asyncio.create_subprocess_exec(sys.executable, *words, stderr=asyncio.subprocess.DEVNULL)
-    return await asyncio.wait_for(process.wait(), 20)
+    return await asyncio.wait_for(process.wait(), LONG_S)
 
 
 @pytest.fixture(scope="module")

@@ -9,11 +9,13 @@ import signal
 import sys
 from typing import TYPE_CHECKING
 
+from tests.fakes.waiting import LONG_S
+
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
     from pathlib import Path
 
-_PATIENCE_S = 20.0  # a child process that starts an interpreter, on a machine that is busy with other tests
+_PATIENCE_S = LONG_S
 
 
 class Child:

@@ -22,7 +22,7 @@ from tests.bench.upstream import ANSWER, DELTAS, HEAD, ending
 from tests.fakes.client import Answer, RecordingClient
 from tests.fakes.raw_upstream import RawUpstream
 from tests.fakes.served import start
-from tests.fakes.waiting import until
+from tests.fakes.waiting import LONG_S, until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 EVENTS_A_STREAM: Final = 10
 WARM_UP: Final = 20
-PATIENCE_S: Final = 60.0
+PATIENCE_S: Final = LONG_S
 # epoll_wait and epoll_pwait, by architecture
 WAITING: Final = {"x86_64": (232, 281), "aarch64": (22,)}.get(platform.machine(), ())
 CHAT: Final = {"messages": [{"role": "user", "content": "Hi there"}]}

@@ -14,15 +14,13 @@ from tests.fakes.client import RecordingClient
 from tests.fakes.redis import shared_redis
 from tests.fakes.running import KEY
 from tests.fakes.served import served
-from tests.fakes.waiting import until_asked
+from tests.fakes.waiting import LONG_S, until_asked
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
     from tests.fakes.served import Served
-
-LONG_S = 30.0  # interpreters that start on a busy machine
 
 
 def configuration(base_url: str, store_url: str, folder: Path, *, workers: int = 2, **shutdown: str) -> dict[str, Any]:

@@ -15,13 +15,13 @@ from tests.deploy.fronts import program, written
 from tests.fakes.answering import AnsweringUpstream
 from tests.fakes.client import RecordingClient
 from tests.fakes.commands import command, environment
-from tests.fakes.fleet import LONG_S, until_ready
+from tests.fakes.fleet import until_ready
 from tests.fakes.line import LAST_CHUNK, chunk
 from tests.fakes.quota_burst import CHAT, answer, request, used_by
 from tests.fakes.recordings import DONE, FINISH, ROLE
 from tests.fakes.redis import free_port
 from tests.fakes.served import start
-from tests.fakes.waiting import until
+from tests.fakes.waiting import LONG_S, until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence

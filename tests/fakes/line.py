@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 from tests.fakes.client import RecordingClient
 from tests.fakes.raw_upstream import RawUpstream
 from tests.fakes.running import running, upstream_config
+from tests.fakes.waiting import LONG_S
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Mapping
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 LAST_CHUNK: Final = b"0\r\n\r\n"
 CHAT_REQUEST: Final = b'{"model":"gpt-4o-mini","stream":true,"messages":[{"role":"user","content":"Hi"}]}'
 JSON_TYPE: Final = ("Content-Type", "application/json")
-PATIENCE_S: Final = 10.0
+PATIENCE_S: Final = LONG_S
 
 
 def head(

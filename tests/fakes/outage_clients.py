@@ -11,6 +11,7 @@ from tests.fakes.client import RecordingClient
 from tests.fakes.ledgers import away, rows
 from tests.fakes.line import CHAT_REQUEST, JSON_TYPE, LAST_CHUNK, Line, chunk, head
 from tests.fakes.recordings import DONE, FINISH, ROLE, delta
+from tests.fakes.waiting import LONG_S
 
 if TYPE_CHECKING:
     from tests.fakes.client import Answer
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 _REST: Final = [delta("a"), delta("b"), FINISH + DONE]
 # what `store_unavailable` may take: the 5 seconds a ledger is waited for, and a slow machine
-_REFUSED_WITHIN_S: Final = 10.0
+_REFUSED_WITHIN_S: Final = LONG_S
 
 
 async def readiness(ops_port: int) -> tuple[int, list[str]]:

@@ -33,7 +33,7 @@ class Outage:
     said: str
 
 
-def hasten(monkeypatch: pytest.MonkeyPatch, patience_s: float = 0.3, **ledger: Any) -> None:
+def hasten(monkeypatch: pytest.MonkeyPatch, patience_s: float = 1.0, **ledger: Any) -> None:
     """Make the proxies of a test give a database up early, after `patience_s`, and try again early.
 
     The ledger's signs of life come after an exchange has noticed the outage, so that a test can see one notice it.

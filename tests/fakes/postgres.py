@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING
 import psutil
 import psycopg
 
+from tests.fakes.waiting import LONG_S
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -69,7 +71,7 @@ class PostgresServer:
         if self._process is not None:
             # SIGQUIT is the immediate shutdown: the children go, too
             self._process.send_signal(3)
-            self._process.wait(10)
+            self._process.wait(LONG_S)
             self._process = None
 
     def freeze(self) -> None:

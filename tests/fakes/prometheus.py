@@ -23,11 +23,12 @@ from urllib.parse import urlencode
 import pytest
 
 from tests.fakes.client import RecordingClient
+from tests.fakes.waiting import LONG_S
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_READY_S = 20.0
+_READY_S = LONG_S
 _INSTALLING_S = 100.0
 _DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of prctl(2)
 _NAMES = ("prometheus", "promtool")
@@ -119,7 +120,7 @@ def running_prometheus(folder: Path, jobs: dict[str, list[str]], rules: list[Pat
         yield Prometheus(_listening(process, log))
     finally:
         process.kill()
-        process.wait(10)
+        process.wait(_READY_S)
 
 
 def _listening(process: subprocess.Popen[bytes], log: Path) -> int:

@@ -23,7 +23,7 @@ async def main(url: str, prefix: str, count: int) -> None:
     store = open_store(url, prefix=prefix, timeout_s=20)
     with redis.Redis.from_url(url) as client:
         client.lpush(f"{prefix}:ready", 1)
-        client.brpop([f"{prefix}:go"], timeout=20)
+        client.brpop([f"{prefix}:go"], timeout=60)
     asked = (store.reserve(f"{os.getpid()}_{number}", "team", LIMITS, Demand(1, TOKENS)) for number in range(count))
     answers = await asyncio.gather(*asked)
     print(sum(isinstance(answer, Granted) for answer in answers))

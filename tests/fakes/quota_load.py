@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from tests.fakes.client import RecordingClient
 from tests.fakes.quota_burst import CHAT, request
+from tests.fakes.waiting import LONG_S
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping
 
 PAUSE_S: Final = 0.012
-HANGS_S: Final = 25.0  # a client that has waited so long was forgotten
+HANGS_S: Final = LONG_S  # a client that has waited so long was forgotten
 # whose turn it is: wide limits, a limit that is soon used up, no limits
 TURNS: Final = ("wide", "wide", "tight", "free")
 

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from tests.fakes.redis import running_redis
+from tests.fakes.waiting import LONG_S
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from tests.fakes.redis import RedisServer
 
-_PATIENCE_S: Final = 20.0
+_PATIENCE_S: Final = LONG_S
 _LOOK_S: Final = 0.01
 _DOWN_AFTER_MS: Final = 300
 

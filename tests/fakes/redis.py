@@ -24,11 +24,12 @@ import redis
 
 from proxy.stores.redis import RedisQuotaStore
 from tests.fakes.quotas import ManualClock, QuotaStage
+from tests.fakes.waiting import LONG_S
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_READY_S = 10.0
+_READY_S = LONG_S
 _DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of prctl(2)
 
 
@@ -71,7 +72,7 @@ class RedisServer:
         """Kill it; what it knew is gone."""
         if self._process is not None:
             self._process.kill()
-            self._process.wait(10)
+            self._process.wait(_READY_S)
             self._process = None
             self._socket.unlink(missing_ok=True)
 

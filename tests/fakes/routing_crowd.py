@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Final
 
 from tests.fakes.client import RecordingClient
 from tests.fakes.line import CHAT_REQUEST, JSON_TYPE
-from tests.fakes.waiting import until
+from tests.fakes.waiting import LONG_S, until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from tests.fakes.client import Answer
 
-WITHIN_S: Final = 25.0
+WITHIN_S: Final = LONG_S
 
 
 class Crowd:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 from tests.fakes.forking import fork
-from tests.fakes.waiting import until
+from tests.fakes.waiting import LONG_S, until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
@@ -65,7 +65,7 @@ class Served:
     def exchanges(self) -> list[dict[str, Any]]:
         return [line for line in self.lines if line["event"] == "exchange"]
 
-    async def exit_code(self, within_s: float = 10.0) -> int:
+    async def exit_code(self, within_s: float = LONG_S) -> int:
         """Wait for its end, and for the last of its output."""
         code = await asyncio.wait_for(self.process.wait(), within_s)
         await asyncio.gather(*self._readers)
@@ -81,9 +81,7 @@ class Served:
 
     async def listening(self) -> None:
         """Wait for the banner, which names both ports."""
-        await until(
-            lambda: b"curl" in self.err or self.process.returncode is not None, "a banner on standard error", 20
-        )
+        await until(lambda: b"curl" in self.err or self.process.returncode is not None, "a banner on standard error")
         found = re.search(r"API +https?://[^:]+:(\d+)/v1\s+operators +http://[^:]+:(\d+)", self.err.decode())
         assert found is not None, self.err.decode()
         self.port, self.ops_port = int(found[1]), int(found[2])

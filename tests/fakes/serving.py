@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from proxy.server import http
 from proxy.server.request_body import RequestBody
 from tests.fakes.client import RecordingClient
+from tests.fakes.waiting import LONG_S
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
     from proxy.server.connection import Connection
 
-PATIENCE_S = 5.0
+PATIENCE_S = LONG_S
 MUCH = 1 << 24  # more than a client's kernel and the server's hold
 ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b"
 

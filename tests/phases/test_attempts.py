@@ -29,7 +29,7 @@ from tests.fakes.arrived import arrived, principal
 from tests.fakes.cancelled import CancelledAt
 from tests.fakes.routes import health, upstream
 from tests.fakes.routing_stage import BODY, HoldingUpstream, script
-from tests.fakes.waiting import until
+from tests.fakes.waiting import LONG_S, until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -132,7 +132,7 @@ async def cancelled_at(at: Stage, which: int) -> bool:
         with contextlib.suppress(asyncio.CancelledError):
             await cancellation
 
-    await asyncio.wait_for(asyncio.get_running_loop().create_task(run()), 10)
+    await asyncio.wait_for(asyncio.get_running_loop().create_task(run()), LONG_S)
     return cancellation.suspensions >= which
 
 

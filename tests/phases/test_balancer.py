@@ -12,7 +12,7 @@ from proxy.core import errors
 from proxy.core.circuit import State
 from proxy.phases.route import Route
 from tests.fakes.routing_places import Stage, at
-from tests.fakes.waiting import until
+from tests.fakes.waiting import LONG_S, until
 
 if TYPE_CHECKING:
     from proxy.phases.places import Ask, Place
@@ -116,7 +116,7 @@ async def test_who_may_wait_again_only_where_it_was_already_tried_waits_there() 
     holding = await stage.balancer.place(stage.ask(tried))
     [waiting] = await waits(stage, stage.ask(tried, down, tried=(tried,)))
     holding.leave()
-    assert (await asyncio.wait_for(waiting, 5)).route is tried
+    assert (await asyncio.wait_for(waiting, LONG_S)).route is tried
 
 
 async def test_who_waits_only_for_what_opens_is_told() -> None:
@@ -179,7 +179,7 @@ async def test_who_leaves_as_his_place_comes_gives_it_back(turns: int, *, freed_
         holding.leave()
     if got_it:
         leaving.result().leave()
-    place = await asyncio.wait_for(staying, 5)
+    place = await asyncio.wait_for(staying, LONG_S)
     assert (stage.waiting, only.upstream.health.in_flight) == (0, 1)
     place.leave()
     assert only.upstream.health.in_flight == 0
@@ -243,7 +243,7 @@ async def test_who_waits_is_let_to_an_upstream_whose_cool_down_ends() -> None:
     await stage.balancer.place(stage.ask(full))
     [waiting] = await waits(stage, stage.ask(down, full))
     stage.now_s += 0.05
-    assert (await asyncio.wait_for(waiting, 5)).route is down
+    assert (await asyncio.wait_for(waiting, LONG_S)).route is down
 
 
 async def test_nobody_gets_a_place_at_once_while_others_wait() -> None:

@@ -7,6 +7,7 @@ from typing import Any, cast
 
 from proxy.phases.live import LiveExchanges
 from tests.fakes.arrived import arrived
+from tests.fakes.waiting import LONG_S
 
 PHASES = ["authenticate", "admit", "route", "queue", "forward", "relay", "settle"]
 
@@ -45,7 +46,7 @@ async def test_all_who_wait_for_none_to_be_live_are_told_and_those_who_come_late
         await asyncio.sleep(0)
         assert [one.done() for one in waiting] == [False, False]
         live.remove(second)
-        await asyncio.wait_for(asyncio.gather(*waiting), 10)
+        await asyncio.wait_for(asyncio.gather(*waiting), LONG_S)
         await live.idle()
 
 

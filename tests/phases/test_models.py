@@ -25,7 +25,7 @@ from tests.fakes.refusals import Row, assert_refused
 from tests.fakes.routes import model, upstream
 from tests.fakes.running import KEY, UPSTREAM_KEY, running, upstream_config
 from tests.fakes.stage import stage
-from tests.fakes.waiting import until
+from tests.fakes.waiting import LONG_S, until
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -199,7 +199,7 @@ async def test_connecting_is_part_of_what_is_waited_for(monkeypatch: pytest.Monk
         up = {"up": upstream_config(f"http://127.0.0.1:{upstream.port}", timeouts=TimeoutsConfig(connect=600.0))}
         models = {"gpt-*": ModelConfig(), "mine": ModelConfig()}
         async with running(up, models=models) as proxy, await RecordingClient.connect(proxy.port) as client:
-            assert await asyncio.wait_for(names(client), 5) == ["mine"]
+            assert await asyncio.wait_for(names(client), LONG_S) == ["mine"]
 
 
 async def test_a_slow_upstream_keeps_what_it_said_before(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,10 +12,10 @@ import pytest
 from tests.fakes.admin import TOKEN, Operator
 from tests.fakes.answering import AnsweringUpstream
 from tests.fakes.client import RecordingClient
-from tests.fakes.fleet import LONG_S, configuration, until_ready
+from tests.fakes.fleet import configuration, until_ready
 from tests.fakes.redis import shared_redis
 from tests.fakes.served import served
-from tests.fakes.waiting import until, until_asked
+from tests.fakes.waiting import LONG_S, until, until_asked
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -30,7 +30,6 @@ async def status(proxy: Served, key: str) -> int:
         return (await client.ask("POST", "/v1/chat/completions", {"model": "m", "messages": []}, key=key)).status
 
 
-@pytest.mark.timeout(120)
 @pytest.mark.parametrize("workers", [1, 2], ids=["alone", "two workers"])
 async def test_the_file_is_taken_over_or_refused_as_a_whole(workers: int, tmp_path: Path) -> None:
     file = tmp_path / "sluice.yaml"

@@ -9,15 +9,13 @@ import signal
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-import pytest
-
 from tests.fakes.admin import TOKEN, Operator
 from tests.fakes.answering import CHAT_JSON, AnsweringUpstream, response
 from tests.fakes.client import RecordingClient
-from tests.fakes.fleet import LONG_S, fleet, worker_of
+from tests.fakes.fleet import fleet, worker_of
 from tests.fakes.line import chunk, head
 from tests.fakes.raw_upstream import RawUpstream
-from tests.fakes.waiting import until, until_asked
+from tests.fakes.waiting import LONG_S, until, until_asked
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -26,8 +24,6 @@ if TYPE_CHECKING:
     from tests.fakes.client import Answer
     from tests.fakes.raw_upstream import RawPeer
     from tests.fakes.served import Served
-
-pytestmark = pytest.mark.timeout(120)
 
 STREAM: Final = {"model": "m", "stream": True, "messages": [{"role": "user", "content": "zq7content"}]}
 WHOLE: Final = {"model": "m", "messages": []}

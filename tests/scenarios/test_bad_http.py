@@ -12,6 +12,7 @@ from tests.fakes.client import RecordingClient
 from tests.fakes.refusals import MARK, Row, assert_not_logged, assert_refused, assert_serves
 from tests.fakes.running import KEY
 from tests.fakes.stage import stage
+from tests.fakes.waiting import LONG_S
 
 BAD = Row(400)
 BODY = f'{{"model":"gpt-test","messages":[],"user":"{MARK}"}}'.encode()
@@ -94,7 +95,7 @@ HEADS: dict[str, bytes] = {
 async def test_broken_requests_are_refused_and_the_connection_closed(sent: bytes) -> None:
     async with stage(log_level="debug") as (upstream, proxy, client):
         client.writer.write(sent)
-        async with asyncio.timeout(2):
+        async with asyncio.timeout(LONG_S):
             assert_refused(await client.answer(), BAD)
             assert await client.reader.read() == b""
         assert upstream.requests == []
@@ -246,7 +247,7 @@ async def test_one_connection_too_many_is_told_so() -> None:
 
 async def until_serves(port: int) -> None:
     """A place is free again as soon as the proxy has seen the connection end."""
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(LONG_S):
         while True:
             async with await RecordingClient.connect(port) as client:
                 if (await client.ask("GET", "/v1/models")).status == 200:

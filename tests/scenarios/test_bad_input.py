@@ -14,7 +14,7 @@ from tests.fakes.client import RecordingClient
 from tests.fakes.refusals import GOOD, MARK, Row, assert_not_logged, assert_refused, assert_serves
 from tests.fakes.running import KEY
 from tests.fakes.stage import stage
-from tests.fakes.waiting import until
+from tests.fakes.waiting import LONG_S, until
 
 if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
@@ -273,7 +273,7 @@ async def test_chunks_that_break_in_a_later_packet_are_answered_at_once(broken: 
                 client.writer.write(head(*headers, path=path) + chunk(first))
                 await in_phase(proxy, phase)
                 client.writer.write(broken)
-                async with asyncio.timeout(2):
+                async with asyncio.timeout(LONG_S):
                     assert_refused(await client.answer(), BAD)
                     assert await client.reader.read() == b"", "nothing may follow on a connection out of step"
             await assert_serves(proxy, upstream)

@@ -45,10 +45,12 @@ def circuit(at: Routed, name: str = "a") -> int:
     return int(at.proxy.sample("sluice_upstream_circuit", upstream=name))
 
 
-async def cooled_down(at: Routed, name: str = "a") -> None:
-    """Wait until somebody may ask again."""
-    health = at.proxy.worker.app.upstreams[name].health
-    await until(lambda: health.circuit.admits(time.monotonic()), "the cool-down is over")
+def cool_down(at: Routed) -> None:
+    """Let the first upstream's cool-down be over."""
+    circuit = at.proxy.worker.app.upstreams["a"].health.circuit
+    assert not circuit.admits(time.monotonic())
+    circuit._until_s = 0.0
+    assert circuit.admits(time.monotonic())
 
 
 async def opened(at: Routed, failures: int = FAILURES) -> None:
@@ -75,14 +77,14 @@ async def test_it_opens_after_failures_and_then_answers_at_once() -> None:
 
 async def test_another_route_serves_and_the_first_comes_back() -> None:
     first = Changing(script(BROKEN))
-    async with breaking(first, chat, cooldown_s=0.3, retries=RetriesConfig(backoff=0.0)) as at:
+    async with breaking(first, chat, retries=RetriesConfig(backoff=0.0)) as at:
         for _ in range(FAILURES + 3):
             assert (await at.ask()).status == 200
         assert at.asked == [FAILURES, FAILURES + 3]
         assert circuit(at) == 2
         assert "tries" not in await at.proxy.exchange(FAILURES + 3), "the open one is not even tried"
         first.answer = chat
-        await cooled_down(at)
+        cool_down(at)
         for _ in range(4):
             assert (await at.ask()).status == 200
         assert at.asked == [FAILURES + 4, FAILURES + 3], "its priority holds again"
@@ -91,12 +93,12 @@ async def test_another_route_serves_and_the_first_comes_back() -> None:
 
 async def test_half_open_lets_exactly_one_through() -> None:
     upstream = HoldingUpstream(script(BROKEN, chat))
-    async with breaking(upstream, cooldown_s=0.2, failures=1) as at:
+    async with breaking(upstream, failures=1) as at:
         _, failing = await at.later()
         await until(lambda: upstream.held, "the first")
         upstream.release()
         assert (await failing).status == 500
-        await cooled_down(at)
+        cool_down(at)
         _, probing = await at.later()
         await until(lambda: upstream.held, "the one who asks")
         assert circuit(at) == 1
@@ -113,8 +115,7 @@ async def test_half_open_lets_exactly_one_through() -> None:
 async def test_one_that_asks_in_vain_opens_it_again_for_longer() -> None:
     async with breaking(script(BROKEN), cooldown_s=2.0, failures=1) as at:
         await opened(at, 1)
-        health = at.proxy.worker.app.upstreams["a"].health
-        health.circuit._until_s = 0.0  # as if it had passed
+        cool_down(at)
         assert (await at.ask()).status == 500
         assert float((await at.ask()).header("retry-after") or 0) >= 3, "twice two seconds, less a quarter at most"
         assert at.asked == [2]
@@ -122,12 +123,12 @@ async def test_one_that_asks_in_vain_opens_it_again_for_longer() -> None:
 
 async def test_a_client_that_leaves_while_it_asks_gives_the_permission_back() -> None:
     upstream = HoldingUpstream(script(BROKEN, chat))
-    async with breaking(upstream, cooldown_s=0.2, failures=1) as at:
+    async with breaking(upstream, failures=1) as at:
         _, failing = await at.later()
         await until(lambda: upstream.held, "the first")
         upstream.release()
         assert (await failing).status == 500
-        await cooled_down(at)
+        cool_down(at)
         leaving, answer = await at.later()
         await until(lambda: upstream.held, "the one who asks")
         answer.cancel()

@@ -27,9 +27,7 @@ LOGPROBS: Final = {"content": [{"token": "of", "logprob": -0.25, "bytes": [111, 
 TICK: Final = chunk(said("tick"))
 TICKS_ALONE: Final = 1000
 LIMIT_S: Final = 0.005
-TRIES: Final = (
-    5  # the machine may be busy with something else: no try may be worse than it would be alone, one must not
-)
+TRIES: Final = 20  # the machine may be busy with something else: one of them must be as if it were not
 WORDS: Final = (
     "the",
     "of",

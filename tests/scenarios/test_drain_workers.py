@@ -8,16 +8,16 @@ import signal
 from collections import Counter
 from typing import TYPE_CHECKING, Final
 
-import pytest
-
 from proxy.simulator.server import Simulator
 from tests.fakes.client import RecordingClient
-from tests.fakes.fleet import LONG_S, fleet, readiness, scrape, total
+from tests.fakes.fleet import fleet, readiness, scrape, total
 from tests.fakes.raw_upstream import RawUpstream
-from tests.fakes.waiting import until, until_asked
+from tests.fakes.waiting import LONG_S, until, until_asked
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    import pytest
 
     from tests.fakes.served import Served
 
@@ -61,7 +61,6 @@ class Opened:
         return "whole" if answer.body.endswith(DONE) and b'"error"' not in answer.body else "ended in an error"
 
 
-@pytest.mark.timeout(180)
 async def test_a_stop_under_many_streams_cuts_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     loop = asyncio.get_running_loop()
     async with Simulating() as simulator, fleet(simulator.url, tmp_path) as proxy:

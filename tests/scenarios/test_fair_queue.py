@@ -16,7 +16,7 @@ from tests.fakes.endings import assert_envelope
 from tests.fakes.routing_stage import HoldingUpstream, Routed, body_of, routed, samples, script
 from tests.fakes.running import KEY
 from tests.fakes.settled import nothing_held, settled_row
-from tests.fakes.waiting import TIMER_S, until
+from tests.fakes.waiting import LONG_S, TIMER_S, until
 
 if TYPE_CHECKING:
     from tests.fakes.client import Answer, RecordingClient
@@ -25,7 +25,6 @@ OTHER: Final = "sk-test-key-of-another"
 CROWD: Final = 500
 # all of the crowd is served only where there is time for it
 ROUNDS: Final = int(os.environ.get("SLUICE_TEST_ROUNDS", "0"))
-LONG_S: Final = 20.0
 
 
 def body(who: str, padding: str = "") -> bytes:

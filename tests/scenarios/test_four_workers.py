@@ -17,12 +17,12 @@ from proxy.core.quota import LEASE_MS
 from proxy.stores.database import open_database
 from proxy.stores.keys import KeyStore
 from tests.fakes.client import RecordingClient
-from tests.fakes.fleet import LONG_S, scrape, until_ready
+from tests.fakes.fleet import scrape, until_ready
 from tests.fakes.four_workers import HELD, PACED, PRICE, four_workers
 from tests.fakes.outage_clients import written
 from tests.fakes.postgres import fresh_database, shared_postgres
 from tests.fakes.redis import running_redis
-from tests.fakes.waiting import until, until_asked
+from tests.fakes.waiting import LONG_S, until, until_asked
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from tests.fakes.four_workers import Came, FourWorkers, Place
     from tests.fakes.served import Served
 
-pytestmark = [pytest.mark.xdist_group("quota-processes"), pytest.mark.timeout(120)]
+pytestmark = pytest.mark.xdist_group("quota-processes")
 
 CROWD: Final = 300
 STREAMS: Final = 60

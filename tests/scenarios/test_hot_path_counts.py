@@ -61,7 +61,6 @@ def over(counts: Counts) -> list[str]:
     return faults
 
 
-@pytest.mark.timeout(120)
 async def test_the_usual_paths_take_no_more_steps_than_they_did(tmp_path: Path) -> None:
     """A request, a short stream and an event, each by itself; what seems to be over is counted once more.
 
@@ -82,7 +81,6 @@ async def test_the_usual_paths_take_no_more_steps_than_they_did(tmp_path: Path) 
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="counted with ptrace(2)")
-@pytest.mark.timeout(120)
 async def test_an_event_is_read_and_written_and_nothing_else(tmp_path: Path) -> None:
     """A system call more for each event is what a profile of Python does not show."""
     async with counted(tmp_path) as on:

@@ -13,14 +13,14 @@ from tests.fakes.outage_clients import Clients, finish, id_of, is_ready, queue_l
 from tests.fakes.postgres import PostgresServer, running_postgres
 from tests.fakes.recordings import ROLE
 from tests.fakes.running import fresh_ledger
-from tests.fakes.waiting import until, until_asked
+from tests.fakes.waiting import LONG_S, until, until_asked
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from tests.fakes.outages import Outage
 
-BACK_WITHIN_S = 15.0
+BACK_WITHIN_S = LONG_S
 
 
 @pytest.fixture(scope="module")
@@ -150,7 +150,7 @@ async def test_so_many_exchanges_are_unfinished_and_no_more(file_url: str, monke
 
 async def test_a_client_that_leaves_while_its_row_is_waited_for(file_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """It has seen nothing, the upstream was at work: the row comes later, and says so."""
-    outages.hasten(monkeypatch, patience_s=5.0)
+    outages.hasten(monkeypatch, patience_s=2 * LONG_S)
     with outages.locked(file_url) as outage:
         async with line(ledger=file_url) as base, Clients(base.upstream, base.proxy) as clients:
             await until(lambda: base.proxy.worker.app.ledger.waiting == 0, "it runs")
@@ -160,7 +160,7 @@ async def test_a_client_that_leaves_while_its_row_is_waited_for(file_url: str, m
             await peer.send(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n" + ROLE)
             await until(lambda: base.proxy.sample("sluice_exchanges_in_flight", phase="relay") == 1, "it waits")
             await own.client.reset()
-            await asyncio.wait_for(peer.ended(), 1.0)
+            await asyncio.wait_for(peer.ended(), LONG_S)
             gone = await base.proxy.exchange()
             await asyncio.to_thread(outage.heal)
             await is_over(base)

@@ -26,7 +26,7 @@ from tests.fakes.postgres import fresh_database, shared_postgres
 from tests.fakes.raw_upstream import RawUpstream
 from tests.fakes.running import KEY, fresh_ledger, running
 from tests.fakes.served import served, start
-from tests.fakes.waiting import until, until_asked
+from tests.fakes.waiting import LONG_S, until, until_asked
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from tests.fakes.served import Served
 
 MODEL = "gpt-4o-mini"
-LONG_S = 30.0  # an interpreter that starts on a busy machine
 # of a stop that cannot write: 3 s for exchanges that are being settled, 5 s for the rows, and a busy machine
 STOPPED_WITHIN_S = 16.0
 

@@ -21,6 +21,7 @@ from tests.fakes.recordings import (
     delta,
 )
 from tests.fakes.relaying import EVENTLESS
+from tests.fakes.waiting import LONG_S
 
 pytestmark = pytest.mark.usefixtures("relay_form")
 
@@ -179,12 +180,12 @@ async def test_an_end_within_an_oversize_event(how: str) -> None:
 @pytest.mark.parametrize(("limit", "by"), [("idle", "idle"), ("total", "total")])
 async def test_a_stream_that_takes_too_long(limit: str, by: str) -> None:
     """The error event says timeout, the metric says which."""
-    async with line(upstream={"timeouts": TimeoutsConfig(**{limit: 0.15})}) as way:
+    async with line(upstream={"timeouts": TimeoutsConfig(**{limit: 0.5})}) as way:
         peer, answer = await way.begun()
         await peer.send(chunk(ROLE + _HALF))
         await rest(way, answer)
         assert_told(answer, ROLE, _TIMEOUT)
-        await asyncio.wait_for(peer.ended(), 5)
+        await asyncio.wait_for(peer.ended(), LONG_S)
         await recorded(way, _TIMEOUT, aborted_by=by)
         assert way.proxy.sample("sluice_aborts_total", phase="relay", by=by) == 1
 
@@ -207,7 +208,7 @@ async def test_framing_without_a_byte_of_body_is_silence() -> None:
 
 async def test_a_steady_stream_is_not_idle_but_has_a_total() -> None:
     """Each event starts the silence anew; nothing starts the whole anew."""
-    timeouts = TimeoutsConfig(idle=0.4, total=0.8)
+    timeouts = TimeoutsConfig(idle=1.0, total=1.5)
     async with line(upstream={"timeouts": timeouts}) as way:
         peer, answer = await way.begun()
         sent = b""
@@ -226,10 +227,10 @@ async def test_a_steady_stream_is_not_idle_but_has_a_total() -> None:
 @pytest.mark.parametrize("limit", ["first_byte", "total"])
 async def test_no_head_in_time(sent: bytes, limit: str) -> None:
     """A 504 in OpenAI's envelope, and the upstream's connection is gone."""
-    async with line(upstream={"timeouts": TimeoutsConfig(**{limit: 0.1})}) as way:
+    async with line(upstream={"timeouts": TimeoutsConfig(**{limit: 0.3})}) as way:
         peer = await way.open()
         await peer.send(sent)
         answer = await way.answer()
         assert_envelope(answer, 504, _TIMEOUT)
-        await asyncio.wait_for(peer.ended(), 5)
+        await asyncio.wait_for(peer.ended(), LONG_S)
         await recorded(way, _TIMEOUT, status=504, phase="forward")

@@ -22,6 +22,7 @@ from tests.fakes.ledgers import away, rows
 from tests.fakes.postgres import fresh_database, shared_postgres
 from tests.fakes.running import KEY
 from tests.fakes.served import served
+from tests.fakes.waiting import LONG_S
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -88,7 +89,7 @@ async def killed_under_load(config: dict[str, Any], folder: Path, draw: Random) 
             proxy.process.kill()
 
         tasks.create_task(load.run())
-        await asyncio.wait_for(load.begun.wait(), 10)
+        await asyncio.wait_for(load.begun.wait(), LONG_S)
         asyncio.get_running_loop().call_later(draw.uniform(0, LONGEST_LOAD_S), kill)
         assert await proxy.exit_code() == -9
     return load
@@ -133,7 +134,7 @@ def still_open(found: dict[str, dict[str, Any]]) -> set[str]:
     return {name for name, row in found.items() if row["ended_ms"] is None}
 
 
-@pytest.mark.timeout(30 + 10 * ROUNDS)
+@pytest.mark.timeout(180 + 10 * ROUNDS)
 async def test_killed_under_load_nothing_that_a_client_saw_is_lost(
     engine: Engine, ledger_url: str, simulator: Simulator, tmp_path: Path
 ) -> None:

@@ -33,8 +33,6 @@ if TYPE_CHECKING:
     from tests.fakes.redis import RedisServer
     from tests.fakes.served import Served
 
-pytestmark = pytest.mark.timeout(90)
-
 IS_SLOW: Final = os.environ.get("SLUICE_TEST_SLOW", "") == "1"
 PROMISED_S: Final = 30.0
 BUSY_S: Final = 10.0  # what a busy machine may add

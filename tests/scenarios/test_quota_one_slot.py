@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from tests.fakes.redis import RedisServer
     from tests.fakes.running import Running
 
-pytestmark = [pytest.mark.xdist_group("quota-processes"), pytest.mark.timeout(120)]
+pytestmark = pytest.mark.xdist_group("quota-processes")
 
 ROUNDS: Final = 1000
 ROUNDS_BETWEEN_TWO: Final = int(os.environ.get("SLUICE_TEST_ROUNDS", "40"))

@@ -23,7 +23,7 @@ from tests.fakes.quota_outages import Trouble, failed_over, flushed, paused, sto
 from tests.fakes.quota_serving import remaining, serving
 from tests.fakes.raw_upstream import RawUpstream
 from tests.fakes.running import KEY, fresh_ledger
-from tests.fakes.waiting import until
+from tests.fakes.waiting import LONG_S, until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -36,12 +36,11 @@ if TYPE_CHECKING:
 
     Stream = tuple[Line, RawPeer, Answer]
 
-pytestmark = [pytest.mark.xdist_group("quota-processes"), pytest.mark.timeout(120)]
+pytestmark = pytest.mark.xdist_group("quota-processes")
 
 STREAMED: Final = "gpt-4o-mini"
 STORE_TIMEOUT_S: Final = 0.5
 MARGIN_S: Final = 5.0  # of a busy machine; and what the ledger may take to say what was used
-LONG_S: Final = 30.0
 RECOVERED_WITHIN_S: Final = 15.0  # the longest pause between two probes of a store that was away, and a busy machine
 WIDE: Final = 1_000_000
 TIGHT: Final = 30

@@ -23,7 +23,7 @@ from tests.fakes.quota_serving import KEYS, configuration, remaining, serving
 from tests.fakes.redis import running_redis
 from tests.fakes.running import KEY, running
 from tests.fakes.settled import nothing_held
-from tests.fakes.waiting import until, until_asked
+from tests.fakes.waiting import LONG_S, until, until_asked
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -33,11 +33,10 @@ if TYPE_CHECKING:
     from tests.fakes.served import Served
 
 # they keep both cores busy: one at a time
-pytestmark = [pytest.mark.xdist_group("quota-processes"), pytest.mark.timeout(120)]
+pytestmark = pytest.mark.xdist_group("quota-processes")
 
 LIMIT: Final = 10_000
 MINUTE_MS: Final = 60_000
-LONG_S: Final = 60.0  # for hundreds of requests on a busy machine
 # between the clocks of clients and stores, and roundings
 CLOCKS_MS: Final = 50.0
 ROUNDING_MS: Final = 5.0

@@ -12,11 +12,11 @@ import pytest
 
 from proxy.simulator.server import Simulator
 from tests.fakes.client import RecordingClient
-from tests.fakes.fleet import LONG_S, configuration, until_ready
+from tests.fakes.fleet import configuration, until_ready
 from tests.fakes.redis import shared_redis
 from tests.fakes.running import KEY
 from tests.fakes.served import served
-from tests.fakes.waiting import until
+from tests.fakes.waiting import LONG_S, until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

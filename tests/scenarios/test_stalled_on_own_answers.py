@@ -10,7 +10,7 @@ import pytest
 
 from tests.fakes.client import RecordingClient
 from tests.fakes.line import JSON_TYPE, chunk, head, line
-from tests.fakes.waiting import until
+from tests.fakes.waiting import LONG_S, until
 
 STALL_S: Final = 0.3
 MANY: Final = 20_000
@@ -37,8 +37,8 @@ async def test_a_client_that_never_reads_its_answers_is_cut(*, request_text: str
 
         flooding = asyncio.get_running_loop().create_task(flood())
         server = way.proxy.worker._http[0]
-        await until(lambda: server.open_connections == 1, "the client cut", 10)  # the other is the line's own
-        await asyncio.wait_for(flooding, 10)
+        await until(lambda: server.open_connections == 1, "the client cut")  # the other is the line's own
+        await asyncio.wait_for(flooding, LONG_S)
         asking.writer.transport.abort()
         if leaves_a_line:
             await until(lambda: way.proxy.exchanges[-1:] and way.proxy.exchanges[-1]["status"] == 499, "its line")

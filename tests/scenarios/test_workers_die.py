@@ -12,9 +12,9 @@ import pytest
 
 from tests.fakes.answering import AnsweringUpstream
 from tests.fakes.client import Answer, RecordingClient
-from tests.fakes.fleet import LONG_S, fallen, fleet, readiness, scrape, total, until_ready, worker_of
+from tests.fakes.fleet import fallen, fleet, readiness, scrape, total, until_ready, worker_of
 from tests.fakes.raw_upstream import RawPeer, RawUpstream
-from tests.fakes.waiting import until, until_asked
+from tests.fakes.waiting import LONG_S, until, until_asked
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -150,7 +150,7 @@ async def load(proxy: Served, asked: dict[str, int], over: asyncio.Event) -> Non
         asked[came] = asked.get(came, 0) + 1
 
 
-@pytest.mark.timeout(120 + 10 * SECONDS)
+@pytest.mark.timeout(180 + 10 * SECONDS)
 async def test_a_worker_killed_every_second(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Clients see an answer or an honest cut, nothing else; no scrape shows less than the one before."""
     asked = {"200": 0, "cut": 0}

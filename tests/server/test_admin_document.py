@@ -11,6 +11,7 @@ from openapi_spec_validator import OpenAPIV31SpecValidator
 from proxy.config.changes import Changes
 from tests.fakes.admin import TOKEN, Operator, operated, watched
 from tests.fakes.client import RecordingClient
+from tests.fakes.waiting import LONG_S
 
 if TYPE_CHECKING:
     import pytest
@@ -84,7 +85,7 @@ async def test_every_operation_is_answered_as_the_document_says(monkeypatch: pyt
         peer, _ = await there.begun()
         exchange_id = (await operator.get("/admin/exchanges"))["exchanges"][0]["id"]
         answers = await ask_everything(operator, exchange_id)
-        await asyncio.wait_for(peer.ended(), 10)
+        await asyncio.wait_for(peer.ended(), LONG_S)
         assert answers.keys() == table.keys()
         for row, answer in answers.items():
             assert 200 <= answer.status < 300, (row, answer.body)

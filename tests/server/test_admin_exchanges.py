@@ -13,7 +13,7 @@ from proxy.core import errors
 from tests.fakes.admin import Operator, operated, watched
 from tests.fakes.client import RecordingClient
 from tests.fakes.line import chunk, head
-from tests.fakes.waiting import until, until_asked
+from tests.fakes.waiting import LONG_S, until, until_asked
 
 if TYPE_CHECKING:
     from tests.fakes.line import Line
@@ -50,7 +50,7 @@ async def test_an_exchange_is_shown_without_any_content() -> None:
         waiting = await only(operator)
         assert waiting["phase"] == "forward"
         await peer.send(head() + chunk(EVENT))
-        answer = await asyncio.wait_for(there.client.head(), 10)
+        answer = await asyncio.wait_for(there.client.head(), LONG_S)
         await there.piece(answer)
         shown = await only(operator)
         age_s = shown.pop("age_s")
@@ -141,7 +141,7 @@ async def test_a_stream_that_is_cut_ends_in_an_error_that_says_so() -> None:
         assert done == "data: [DONE]"
         assert '"code":"cut_by_operator"' in error
         assert "An operator of this proxy has ended the request." in error
-        await asyncio.wait_for(peer.ended(), 10)
+        await asyncio.wait_for(peer.ended(), LONG_S)
         await assert_cut(there, operator, exchange_id, "relay")
         line = there.proxy.exchanges[0]
         assert (line["status"], line["grade"]) == (200, "counted")
@@ -155,7 +155,7 @@ async def test_an_exchange_that_waits_for_the_upstream_is_answered_when_it_is_cu
         answer = await there.answer()
         assert (answer.status, answer.error["code"]) == (503, "cut_by_operator")
         assert answer.header("x-should-retry") == "false"
-        await asyncio.wait_for(peer.ended(), 10)
+        await asyncio.wait_for(peer.ended(), LONG_S)
         await assert_cut(there, operator, exchange_id, "forward")
 
 
@@ -170,7 +170,7 @@ async def test_an_exchange_whose_client_reads_nothing_is_cut_all_the_same() -> N
             await until(lambda: _is_stuck(there), "the client holds it up")
             exchange_id = (await only(operator))["id"]
             await operator.does("DELETE", f"/admin/exchanges/{exchange_id}", status=202)
-            await asyncio.wait_for(peer.ended(), 10)
+            await asyncio.wait_for(peer.ended(), LONG_S)
             await pump
             await assert_cut(there, operator, exchange_id, "relay")
 

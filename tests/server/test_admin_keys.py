@@ -15,7 +15,7 @@ from proxy.config.values import Secret
 from tests.fakes.admin import TOKEN, operated
 from tests.fakes.client import RecordingClient
 from tests.fakes.running import KEY
-from tests.fakes.waiting import until, until_asked
+from tests.fakes.waiting import LONG_S, until, until_asked
 
 if TYPE_CHECKING:
     from tests.fakes.running import Running
@@ -205,7 +205,7 @@ async def test_a_change_is_made_and_told_of_though_who_asked_for_it_has_left(mon
 
         def slow(*args: Any, **named: Any) -> Any:
             begun.set()
-            may_go_on.wait(10)
+            may_go_on.wait(LONG_S)
             return create(*args, **named)
 
         monkeypatch.setattr(store, "create", slow)

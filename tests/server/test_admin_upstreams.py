@@ -17,7 +17,7 @@ from tests.fakes.client import RecordingClient
 from tests.fakes.line import LAST_CHUNK, chunk
 from tests.fakes.refusals import GOOD
 from tests.fakes.running import upstream_config
-from tests.fakes.waiting import until, until_asked
+from tests.fakes.waiting import LONG_S, until, until_asked
 
 if TYPE_CHECKING:
     from proxy.config.settings import Config
@@ -111,7 +111,7 @@ async def test_a_drain_lets_streams_end_and_sends_others_elsewhere() -> None:
 
             await until_one_waits(operator)
             await operator.does("POST", "/admin/upstreams/up/drain", {"drain": True})
-            refused = await asyncio.wait_for(waiting.answer(), 10)
+            refused = await asyncio.wait_for(waiting.answer(), LONG_S)
             assert (refused.status, refused.error["code"]) == (503, "no_upstream")
         await peer.send(chunk(CHAT_EVENTS) + LAST_CHUNK)
         while await there.piece(answer):

@@ -46,7 +46,7 @@ def own_server() -> Iterator[PostgresServer]:
 
 @pytest.fixture
 def own_postgres(own_server: PostgresServer) -> Iterator[Engine]:
-    engine = open_database(own_server.url, patience_s=0.3)
+    engine = open_database(own_server.url, patience_s=1.0)
     migrate(engine)
     with engine.begin() as connection:
         connection.execute(sa.text("TRUNCATE exchanges"))

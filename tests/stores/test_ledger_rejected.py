@@ -14,7 +14,7 @@ from proxy.stores.base import LedgerProblem
 from proxy.stores.database import migrate, open_database
 from proxy.stores.ledger import DatabaseLedger
 from tests.fakes.ledgers import HASTY, ClockMs, away, opened, rows, running_ledger, settled
-from tests.fakes.waiting import until
+from tests.fakes.waiting import LONG_S, until
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -31,18 +31,20 @@ async def refused(entry: LedgerEntry) -> None:
     assert caught.value.kind is STORE_UNAVAILABLE
 
 
-def started(engine: Engine) -> DatabaseLedger:
-    ledger = DatabaseLedger(engine, "w", clock_ms=ClockMs(), on_commit=lambda _s, _r: None, rhythm=HASTY)
+def started(engine: Engine, durable_s: float = 5.0) -> DatabaseLedger:
+    ledger = DatabaseLedger(
+        engine, "w", clock_ms=ClockMs(), on_commit=lambda _s, _r: None, rhythm=HASTY, durable_s=durable_s
+    )
     ledger.start()
     return ledger
 
 
 async def test_a_row_that_cannot_be_written_stops_no_other(engine: Engine, caplog: pytest.LogCaptureFixture) -> None:
-    ledger = started(engine)
+    ledger = started(engine, durable_s=2 * LONG_S)
     entries = [ledger.open(opened(f"x{number}")) for number in range(40)]
     bad = [ledger.open(opened(f"bad-{number}", started_ms=BAD_MS, model="secret")) for number in range(2)]
     entries += [ledger.open(opened(f"y{number}")) for number in range(40)]
-    async with asyncio.timeout(4.0):  # less than a row is waited for
+    async with asyncio.timeout(LONG_S):  # less than a row is waited for
         await asyncio.gather(*map(refused, bad), *(entry.durable() for entry in entries))
         await refused(bad[0])
     assert ledger.problem is None

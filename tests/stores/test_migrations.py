@@ -20,6 +20,7 @@ from proxy.stores.base import LedgerProblem
 from proxy.stores.database import migrate, open_database
 from proxy.stores.migrations import REVISIONS
 from proxy.stores.tables import METADATA
+from tests.fakes.waiting import LONG_S
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -89,7 +90,7 @@ def test_the_list_of_revisions_is_alembics() -> None:
 
 def test_eight_processes_at_once_all_succeed(ledger_url: str) -> None:
     children = [migrating(ledger_url) for _ in range(8)]
-    outputs = [child.communicate("go\n", timeout=25) for child in children]
+    outputs = [child.communicate("go\n", timeout=LONG_S) for child in children]
     assert [child.returncode for child in children] == [0] * 8, outputs
     engine = open_database(ledger_url)
     with engine.connect() as connection:
@@ -98,7 +99,7 @@ def test_eight_processes_at_once_all_succeed(ledger_url: str) -> None:
 
 
 def test_where_nothing_is_to_do_alembic_is_not_imported(engine: Engine, ledger_url: str) -> None:
-    output, _ = migrating(ledger_url).communicate("go\n", timeout=25)
+    output, _ = migrating(ledger_url).communicate("go\n", timeout=LONG_S)
     assert output == "[]\n"
 
 

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from proxy.stores.redis import RedisQuotaStore
 
 LIMITS = Limits((Limit(Kind.TOKENS, 100_000, 3600),), concurrency=1000)
-TIMEOUT_S = 0.2
-SLACK_S = 5.0  # what a busy machine may add; a call that hangs would take longer
+TIMEOUT_S = 0.5
+SLACK_S = 10.0  # what a busy machine may add; a call that hangs would take longer
 
 Seen = list[tuple[str, str | None]]
 

@@ -20,9 +20,8 @@ if TYPE_CHECKING:
 
     from proxy.stores.redis import RedisQuotaStore
 
-pytestmark = pytest.mark.timeout(90)
-
 LIMITS = Limits((Limit(Kind.TOKENS, 100, 3600), Limit(Kind.REQUESTS, 100, 60)), concurrency=3)
+TIMEOUT_S = 5.0  # of a store that is there: a busy machine may keep it waiting
 KEYS = tuple(f"team-{number}" for number in range(12))
 
 
@@ -48,7 +47,7 @@ async def answers(store: RedisQuotaStore, name: str) -> list[Granted | Refused |
 
 async def test_a_cluster_serves_keys_of_all_its_nodes(cluster: list[RedisServer]) -> None:
     url = "redis+cluster://" + ",".join(f"127.0.0.1:{server.port}" for server in cluster[:2])
-    async with opened(url, 5) as store:
+    async with opened(url, TIMEOUT_S) as store:
         first = await answers(store, "first")
         reservations = [answer.reservation for answer in first if isinstance(answer, Granted)]
         assert len(reservations) == len(KEYS)
@@ -66,7 +65,7 @@ async def test_a_cluster_serves_keys_of_all_its_nodes(cluster: list[RedisServer]
 async def test_many_calls_at_once_through_a_fresh_client_lose_none(cluster: list[RedisServer]) -> None:
     url = f"redis+cluster://127.0.0.1:{cluster[0].port}"
     for turn in range(20):
-        async with opened(url, 5) as store:
+        async with opened(url, TIMEOUT_S) as store:
             found = await answers(store, f"fresh_{turn}")
             assert all(isinstance(answer, Granted) for answer in found), found
 
@@ -74,17 +73,17 @@ async def test_many_calls_at_once_through_a_fresh_client_lose_none(cluster: list
 async def test_a_cluster_that_was_away_at_first_is_learned_later(cluster: list[RedisServer]) -> None:
     cluster[0].pause()
     try:
-        async with opened(f"redis+cluster://127.0.0.1:{cluster[0].port}", 0.2) as store:
+        async with opened(f"redis+cluster://127.0.0.1:{cluster[0].port}", 0.5) as store:
             began_s = time.monotonic()
             assert all(isinstance(answer, ProxyError) for answer in await answers(store, "early"))
-            assert time.monotonic() - began_s < 2
+            assert time.monotonic() - began_s < 10, "all of them wait at once"
             assert store.is_away
             cluster[0].resume()
 
             async def is_there() -> bool:
                 return await store.probe()
 
-            await until_asked(is_there, "the cluster is learned", 10)
+            await until_asked(is_there, "the cluster is learned")
             assert not store.is_away
             assert await answers(store, "later")
     finally:
@@ -93,7 +92,7 @@ async def test_a_cluster_that_was_away_at_first_is_learned_later(cluster: list[R
 
 async def test_a_cluster_without_one_node_serves_the_others(cluster: list[RedisServer]) -> None:
     url = "redis+cluster://" + ",".join(f"127.0.0.1:{server.port}" for server in cluster)
-    async with opened(url, 1) as store:
+    async with opened(url, TIMEOUT_S) as store:
         before = await answers(store, "before")
         assert all(isinstance(answer, Granted) for answer in before)
         cluster[2].stop()
@@ -105,7 +104,7 @@ async def test_a_cluster_without_one_node_serves_the_others(cluster: list[RedisS
                 key_id for key_id, answer in zip(KEYS, after, strict=True) if isinstance(answer, ProxyError)
             ]
             assert sum(isinstance(answer, Refused) for answer in after) == len(KEYS) - len(lost)
-        assert time.monotonic() - began_s < 5
+        assert time.monotonic() - began_s < 4 * TIMEOUT_S, "most turns waited for nobody"
         reservations = [answer.reservation for answer in before if isinstance(answer, Granted)]
         await store.renew(reservations)
         for reservation in reservations:
@@ -120,7 +119,7 @@ async def test_a_cluster_without_one_node_serves_the_others(cluster: list[RedisS
             found = await answers(store, f"served_{time.monotonic()}")
             return not any(isinstance(answer, ProxyError) for answer in found)
 
-        await until_asked(all_are_served, "another node serves the keys of the lost one", 40)
+        await until_asked(all_are_served, "another node serves the keys of the lost one")
         assert not store.is_away
 
 
@@ -156,20 +155,20 @@ async def test_a_failover_of_sentinel_is_followed() -> None:
     with running_redis(tcp=True) as first, running_redis(tcp=True, settings=(follows(first),)) as second:
         watch = (f"sentinel monitor quotas 127.0.0.1 {first.port} 1", "sentinel failover-timeout quotas 3000")
         with running_redis(tcp=True, settings=watch, sentinel=True) as sentinel, sentinel.client() as asked:
-            await until(lambda: replicas(asked), "sentinel knows the replica", 20)
+            await until(lambda: replicas(asked), "sentinel knows the replica")
             url = f"redis+sentinel://127.0.0.1:{sentinel.port}/quotas/0"
-            async with opened(url, 1) as store:
+            async with opened(url, TIMEOUT_S) as store:
                 assert all(isinstance(answer, Granted) for answer in await answers(store, "before"))
-                await until(lambda: dbsize(second) == dbsize(first), "the replica knows it, too", 20)
+                await until(lambda: dbsize(second) == dbsize(first), "the replica knows it, too")
                 asked.execute_command("SENTINEL", "FAILOVER", "quotas")
-                await until(lambda: leader(asked) == second.port, "the replica leads", 20)
+                await until(lambda: leader(asked) == second.port, "the replica leads")
                 first.stop()
 
                 async def refused_as_before() -> bool:
                     found = await answers(store, f"after_{time.monotonic()}")
                     return all(isinstance(answer, Refused) for answer in found)
 
-                await until_asked(refused_as_before, "the new leader is asked, and knows what was reserved", 20)
+                await until_asked(refused_as_before, "the new leader is asked, and knows what was reserved")
 
 
 def follows(server: RedisServer) -> str:

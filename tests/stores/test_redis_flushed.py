@@ -136,7 +136,7 @@ async def test_the_first_settlement_after_a_flush_leaves_the_ledger_to_be_asked(
 
 async def test_what_ended_before_a_recall_and_is_told_after_it_is_not_corrected_again(server: RedisServer) -> None:
     """The ledger knew already what it used. Another worker was the first to ask."""
-    ledger, options = Ledger(), {"prefix": "shared", "timeout_s": 0.3}
+    ledger, options = Ledger(), {"prefix": "shared"}
     ahead_s = [0.0]
     first = Stage(
         await asyncio.to_thread(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, TypeVar
 
-import pytest
 from hypothesis import settings
 
 from tests.fakes.quota_machine import QuotaMachine
@@ -35,7 +34,6 @@ class _RedisMachine(QuotaMachine):
         self.runner.close()
 
 
-@pytest.mark.timeout(120)
 def test_the_scripts_agree_with_a_recount(redis_url: str) -> None:
     class Machine(_RedisMachine):
         url = redis_url

@@ -10,6 +10,7 @@ from pathlib import Path
 import redis
 
 from tests.fakes.quota_crowd import LIMITS, TOKENS
+from tests.fakes.waiting import LONG_S
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -21,9 +22,9 @@ def test_the_sum_of_what_is_admitted_is_what_fits(redis_url: str) -> None:
     try:
         with redis.Redis.from_url(redis_url) as client:
             for _ in crowd:
-                assert client.brpop([f"{prefix}:ready"], timeout=20)
+                assert client.brpop([f"{prefix}:ready"], timeout=LONG_S)
             client.lpush(f"{prefix}:go", *[1] * len(crowd))
-        admitted = [int(process.communicate(timeout=25)[0]) for process in crowd]
+        admitted = [int(process.communicate(timeout=LONG_S)[0]) for process in crowd]
     finally:
         for process in crowd:
             process.kill()

@@ -10,6 +10,7 @@ from typing import IO, TYPE_CHECKING
 import pytest
 
 from proxy.telemetry.log_writer import LogWriter
+from tests.fakes.waiting import LONG_S
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -71,7 +72,7 @@ def test_close_gives_up_after_its_patience_on_a_blocked_pipe() -> None:
         writer.close(patience_s=0.05)
         assert writer._thread.is_alive()
         reader.close()  # the write fails now, and the thread comes to its end
-        writer._thread.join(10)
+        writer._thread.join(LONG_S)
         assert not writer._thread.is_alive()
         assert writer.dropped > 0
 

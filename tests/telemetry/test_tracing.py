@@ -15,7 +15,7 @@ import pytest
 from proxy.core.tracing import Span, TraceContext
 from proxy.telemetry.tracing import MAX_WAITING_SPANS, OtlpSender, traces_url
 from tests.fakes.collector import Collector
-from tests.fakes.waiting import until
+from tests.fakes.waiting import LONG_S, until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -132,12 +132,12 @@ async def test_what_finds_no_room_is_dropped_and_counted(hanging: str) -> None:
     began_s = time.perf_counter()
     for _ in range(2_000):
         traced.sender.send(CONTEXT, [SERVED, ASKED])
-    assert time.perf_counter() - began_s < 2.0
+    assert time.perf_counter() - began_s < 8.0
     assert traced.sender.waiting == MAX_WAITING_SPANS
     assert sum(traced.lost) == 4_000 - MAX_WAITING_SPANS
     began_s = time.perf_counter()
     assert await traced.close(0.2) == MAX_WAITING_SPANS
-    assert time.perf_counter() - began_s < 3.0
+    assert time.perf_counter() - began_s < 8.0
 
 
 async def test_an_absent_collector_holds_up_no_end(absent: str) -> None:
@@ -145,7 +145,7 @@ async def test_an_absent_collector_holds_up_no_end(absent: str) -> None:
     traced.sender.send(CONTEXT, [SERVED, ASKED])
     began_s = time.perf_counter()
     await traced.close(0.2)
-    assert time.perf_counter() - began_s < 3.0
+    assert time.perf_counter() - began_s < 8.0
     await until(lambda: traced.lost == [2], "the loss, counted when the pause before the next try was ended")
     assert traced.sender.waiting == 0
 
@@ -192,5 +192,5 @@ def test_nothing_of_it_is_imported_where_it_is_off(tmp_path: Path, tracing: str,
     file.write_text(f"{upstreams}ledger: {{url: sqlite:///{tmp_path}/ledger.db}}\n{tracing}")
     root = Path(__file__).parents[2]
     command = [sys.executable, "-c", STARTED, str(file)]
-    ran = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False, timeout=25)
+    ran = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False, timeout=LONG_S)
     assert (ran.stdout, ran.returncode) == (imported, 0), ran.stderr

@@ -290,11 +290,11 @@ async def test_a_head_that_came_in_time_counts_however_late_the_loop_is(
     pool: UpstreamPool, upstream: RawUpstream, tasks: BackgroundTasks
 ) -> None:
     """The loop was busy when it came: the timer fires in the same turn in which the head is read."""
-    attempting = start(pool, tasks, GET, first_byte_s=0.2)
+    attempting = start(pool, tasks, GET, first_byte_s=0.5)
     peer = await upstream.accept()
     await peer.request()
     peer.sock.send(OK + b"Content-Length: 10\r\n\r\nhello")
-    time.sleep(0.4)
+    time.sleep(0.7)
     stream = await attempting
     assert await stream.read() == b"hello"
     await peer.send(b"world")

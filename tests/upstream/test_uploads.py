@@ -114,7 +114,7 @@ async def test_an_upload_waits_for_the_upstream(
 ) -> None:
     """The upstream reads nothing: what the kernel does not take stays with the client, and silence ends it."""
     produced = [0]
-    attempting = start(pool, tasks, upload(endless(produced)), first_byte_s=0.2)
+    attempting = start(pool, tasks, upload(endless(produced)), first_byte_s=0.5)
     await upstream.accept()
     [connection] = [connection async for connection in opened(pool)]
     kept = 0
@@ -183,11 +183,11 @@ async def test_a_slow_client_is_not_the_upstreams_silence(
 
     async def body() -> AsyncIterator[bytes]:
         yield b"first"
-        loop.call_later(0.15, waited.set)
+        loop.call_later(0.6, waited.set)
         await waited.wait()
         yield b"last"
 
-    attempting = start(pool, tasks, upload(body()), first_byte_s=0.1)
+    attempting = start(pool, tasks, upload(body()), first_byte_s=0.5)
     peer = await upstream.accept()
     await peer.answer(HELLO)
     stream = await attempting
