@@ -160,8 +160,8 @@ async def test_the_slot_of_an_aborted_stream_is_the_next_request_s(
     url = "memory://"
     if store == "redis":
         url = request.getfixturevalue("redis").url
-        # another process is asked, which a busy machine may keep waiting; a slot that is lost does not come back either
-        monkeypatch.setattr(quotas, "_SLOT_PATIENCE_S", LONG_S)
+    # a busy machine may keep a process waiting; a slot that is lost does not come back either
+    monkeypatch.setattr(quotas, "_SLOT_PATIENCE_S", LONG_S)
     async with stage(url, proxies) as scene:
         began_s = time.monotonic()
         await scene.abort_again_and_again(rounds)
