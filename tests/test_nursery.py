@@ -19,8 +19,7 @@ import pytest
 
 from proxy.control import Born, Channel, Fork, NotBorn, framed
 from proxy.nursery import Nursery, Process
-from tests.fakes.fleet import LONG_S
-from tests.fakes.waiting import until
+from tests.fakes.waiting import LONG_S, until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
