@@ -13,6 +13,8 @@ the test's, which keeps the exception for itself while the test waits on, or a c
 that raises. So all tasks are cancelled instead; again and again, for one that goes on regardless, and also in what
 follows a failure. What even that does not end, the process ends with (`faulthandler_timeout` in pyproject.toml).
 
+Examples. None has a deadline: on a busy machine any may take longer than Hypothesis would give it.
+
 Leaks. After an async test and its fixtures no task may be left; forgotten transports and files raise ResourceWarning,
 and warnings are errors. Sockets reach loopback only (pytest-socket, configured in pyproject.toml).
 """
@@ -30,12 +32,16 @@ import pytest
 import sqlalchemy as sa
 import uvloop
 from blockbuster import blockbuster_ctx
+from hypothesis import HealthCheck, settings
 
 from proxy.telemetry import log_writer
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping
     from types import FrameType
+
+settings.register_profile("busy machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("busy machine")
 
 _LOOPS = {"uvloop": uvloop.new_event_loop, "asyncio": asyncio.new_event_loop}
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.config.problems import ConfigError
@@ -69,27 +69,23 @@ def survives(text: str | bytes) -> None:
     assert all(problem.message and str(problem).isprintable() for problem in problems)
 
 
-@settings(deadline=None)  # the first limit imports a package, and the machine may be busy
 @given(place=st.sampled_from(places(EXAMPLE)), value=anything, flow=st.booleans())
 def test_any_value_in_any_place(place: tuple[str | int, ...], value: Any, flow: bool) -> None:
     changed = with_value(EXAMPLE, place, value)
     survives(yaml.dump(changed, Dumper=DUMPER, default_flow_style=flow, allow_unicode=True).encode("utf-8"))
 
 
-@settings(deadline=None)
 @given(place=st.sampled_from(places(EXAMPLE)), word=words)
 def test_any_unquoted_word_in_any_place(place: tuple[str | int, ...], word: str) -> None:
     text: str = yaml.dump(with_value(EXAMPLE, place, "PLACEHOLDER"), Dumper=DUMPER)
     survives(text.replace("PLACEHOLDER", word))
 
 
-@settings(deadline=None)
 @given(st.text("{}[]:,-&*!|>'\"%@` #?\n\tab<~\x00é", max_size=60))
 def test_any_text_that_looks_like_yaml(text: str) -> None:
     survives(text)
 
 
-@settings(deadline=None)
 @given(st.binary(max_size=40))
 def test_any_bytes(raw: bytes) -> None:
     survives(raw)

@@ -225,7 +225,7 @@ class CircuitMachine(RuleBasedStateMachine):
 
 
 TestCircuitMachine = CircuitMachine.TestCase
-TestCircuitMachine.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestCircuitMachine.settings = settings(max_examples=60, stateful_step_count=40)
 
 
 def test_who_asked_without_permission_and_was_answered_closes_it() -> None:

@@ -104,4 +104,4 @@ class FairQueueMachine(RuleBasedStateMachine):
 
 
 TestFairQueueMachine = FairQueueMachine.TestCase
-TestFairQueueMachine.settings = settings(max_examples=100, stateful_step_count=60, deadline=None)
+TestFairQueueMachine.settings = settings(max_examples=100, stateful_step_count=60)

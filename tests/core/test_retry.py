@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
 import pytest
@@ -179,13 +180,14 @@ def test_never_after_commitment_nor_beyond_attempts_patience_and_budget(
         assert happened.kind.repeat in {Repeat.NOTHING_SENT, Repeat.STALE_CONNECTION}
 
 
-@given(st.lists(st.lists(happenings, min_size=12, max_size=12), max_size=30), st.floats(0, 1), fact_sets)
+@given(st.lists(happenings, min_size=1, max_size=12), st.integers(0, 30), st.integers(), st.floats(0, 1), fact_sets)
 def test_an_exchange_ends_and_all_of_them_stay_within_the_budget(
-    exchanges: list[list[Happened]], share: float, facts: dict[str, Any]
+    known: list[Happened], count: int, seed: int, share: float, facts: dict[str, Any]
 ) -> None:
-    """Exchanges that meet one failure after the other, at one moment and with one budget."""
-    budget, spent = RetryBudget(share), 0
+    """Exchanges that meet one failure after the other, of those that are known, at one moment and with one budget."""
+    budget, spent, chance = RetryBudget(share), 0, random.Random(seed)
     del facts["may_spend"]
+    exchanges = [chance.choices(known, k=12) for _ in range(count)]
     for failures in exchanges:
         budget.request(50.0)
         for attempts_made, happened in enumerate(failures, 1):

@@ -182,7 +182,7 @@ def both(exchange: Exchange, found: Findings, log: FilteringBoundLogger, written
     return written.lines
 
 
-@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(exchange=exchanges(), found=findings, microsecond=st.sampled_from([0, 1, 120_000]))
 def test_the_line_is_the_one_that_the_chain_writes(exchange: Exchange, found: Findings, microsecond: int) -> None:
     """Each example in all forms: to draw one takes longer than to write it four times."""

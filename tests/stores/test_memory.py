@@ -68,7 +68,7 @@ class MemoryMachine(QuotaMachine):
         }
 
 
-MemoryMachine.TestCase.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
+MemoryMachine.TestCase.settings = settings(max_examples=40, stateful_step_count=30)
 TestMemoryMachine = MemoryMachine.TestCase
 
 

@@ -39,5 +39,5 @@ def test_the_scripts_agree_with_a_recount(redis_url: str) -> None:
         url = redis_url
 
     case = Machine.TestCase
-    case.settings = settings(max_examples=20, stateful_step_count=25, deadline=None)
+    case.settings = settings(max_examples=20, stateful_step_count=25)
     case().runTest()

@@ -123,7 +123,7 @@ def _expected(rows: list[dict[str, Any]], query: Query) -> dict[str, Any]:
     }
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], max_examples=60)
 @given(rows=_ROWS, query=_QUERIES)
 def test_a_report_is_what_plain_addition_gives(engine: sa.Engine, rows: list[dict[str, Any]], query: Query) -> None:
     with engine.begin() as connection:

@@ -149,7 +149,7 @@ class Machine(RuleBasedStateMachine):
 
 
 TestStands = Machine.TestCase
-TestStands.settings = settings(max_examples=150, stateful_step_count=30, deadline=None)
+TestStands.settings = settings(max_examples=150, stateful_step_count=30)
 
 
 def test_what_is_noted_of_a_key_does_not_grow() -> None:
