@@ -28,10 +28,10 @@ from proxy.upstream.connect import Origin, ProxyAddress, tls_context
 from proxy.upstream.pool import UpstreamPool
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from proxy.config.settings import Config, KeyConfig, ModelConfig, ModelLimitsConfig, PlanConfig
-    from proxy.config.upstreams import UpstreamConfig
+    from proxy.config.upstreams import UpstreamConfig, UpstreamTlsConfig
 
 # local servers are given placeholders such as "x" or "EMPTY": masking those would tear words of error messages apart
 _SHORTEST_MASKED = 8
@@ -60,20 +60,30 @@ def _naming(setting: str) -> Iterator[None]:
         raise OSError(error.errno, f"{setting}: {error.strerror or error}") from error
 
 
-def upstream_of(name: str, settings: UpstreamConfig, health: Health) -> Upstream:
-    """An upstream and its connections. Raises `OSError` for a certificate or a key that cannot be used."""
+def upstream_tls(settings: UpstreamTlsConfig) -> ssl.SSLContext:
+    """The TLS context for upstreams of such settings. Takes 20 ms, and 0.8 MiB for the system's authorities.
+
+    Raises `OSError` for a certificate or a key that cannot be used.
+    """
+    return tls_context(
+        verify=settings.verify,
+        ca=settings.ca,
+        client_certificate=settings.client_certificate,
+        client_key=settings.client_key,
+    )
+
+
+def upstream_of(
+    name: str, settings: UpstreamConfig, health: Health, tls_of: Callable[[UpstreamTlsConfig], ssl.SSLContext]
+) -> Upstream:
+    """An upstream and its connections. Raises `OSError` as `tls_of` does, which is `upstream_tls` or remembers it."""
     url = urlsplit(settings.base_url)
     host = url.hostname or ""
     port = url.port or _DEFAULT_PORTS[url.scheme]
     tls = None
     if url.scheme == "https":
         with _naming(f"upstreams.{name}.tls"):
-            tls = tls_context(
-                verify=settings.tls.verify,
-                ca=settings.tls.ca,
-                client_certificate=settings.tls.client_certificate,
-                client_key=settings.tls.client_key,
-            )
+            tls = tls_of(settings.tls)
     proxy = None if settings.proxy is None else ProxyAddress.from_url(settings.proxy.reveal())
     origin = Origin(host, port, tls, host if tls else None, proxy)
     return Upstream(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 import secrets
 import time
@@ -19,6 +20,7 @@ from proxy.building import (
     router_of,
     throttle_of,
     upstream_of,
+    upstream_tls,
 )
 from proxy.config.prices import prices_of
 from proxy.core.addresses import TrustedProxies
@@ -179,12 +181,14 @@ def _upstreams(config: Config, before: Generation | None) -> dict[str, Upstream]
     Another of the same name shares what is counted of it: who waits or is served there waits for both.
     """
     found = {}
+    tls_of = functools.cache(upstream_tls)  # no longer than this: a file that was renewed is read by a reload
     for name, settings in config.upstreams.items():
         old = before.upstreams.get(name) if before is not None else None
         if before is not None and old is not None and _is_same_upstream(name, config, before.config):
             found[name] = old
         else:
-            found[name] = upstream_of(name, settings, health_of(settings, config) if old is None else old.health)
+            health = health_of(settings, config) if old is None else old.health
+            found[name] = upstream_of(name, settings, health, tls_of)
     return found
 
 

@@ -1,15 +1,22 @@
-"""What of a configuration decides what a worker loads."""
+"""What of a configuration decides what a worker loads, and how often."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
+import msgspec
 import pytest
 
 from proxy.building import encodings_of
 from proxy.config.settings import Config, ModelConfig
-from proxy.config.upstreams import RouteConfig
+from proxy.config.upstreams import RouteConfig, TimeoutsConfig, UpstreamTlsConfig
 from proxy.core.tokens import CL100K, O200K
+from tests.fakes.running import running, upstream_config
+
+if TYPE_CHECKING:
+    import ssl
+
+    from proxy.phases.upstreams import Upstream
 
 
 @pytest.mark.parametrize(
@@ -39,3 +46,23 @@ def test_the_name_at_the_first_choice_says_what_is_needed() -> None:
         RouteConfig(model="o3", weight=0.0),
     )
     assert encodings_of(Config(models={"fast": ModelConfig(routes=routes)})) == {CL100K}
+
+
+def context_of(upstream: Upstream) -> ssl.SSLContext | None:
+    return upstream.pool.origin.tls
+
+
+async def test_the_authorities_are_read_once_for_all_upstreams_and_anew_by_a_reload() -> None:
+    careless = UpstreamTlsConfig(verify=False)
+    named = {"a": UpstreamTlsConfig(), "b": UpstreamTlsConfig(), "c": careless}
+    upstreams = {name: upstream_config(f"https://{name}.test/v1", tls=tls) for name, tls in named.items()}
+    async with running(upstreams) as proxy:
+        app = proxy.worker.app
+        a, b, c = map(context_of, app.upstreams.values())
+        assert a is not None
+        assert a is b
+        assert c not in (a, None)
+        later = msgspec.structs.replace(upstreams["a"], timeouts=TimeoutsConfig(idle=1.0))
+        made = await app.prepare(msgspec.structs.replace(app.config, upstreams={**upstreams, "a": later}))
+        assert context_of(made.upstreams["a"]) not in (a, c, None)
+        assert context_of(made.upstreams["b"]) is a

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import psutil
 
 from proxy.upstream.attempt import UpstreamRequest, attempt
+from tests.fakes.waiting import until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,6 +22,8 @@ GET = UpstreamRequest(b"GET", b"/v1/models", [(b"Host", b"upstream.test")])
 POST = UpstreamRequest(b"POST", b"/v1/chat/completions", [(b"Host", b"upstream.test")], b'{"stream": true}')
 OK = b"HTTP/1.1 200 OK\r\n"
 HELLO = OK + b"Content-Length: 5\r\n\r\nhello"
+_TURNS = 50
+_LONG_S = 25.0
 CHUNKED = OK + b"Transfer-Encoding: chunked\r\n\r\n"
 
 
@@ -43,9 +46,12 @@ async def read_all(stream: UpstreamStream) -> bytes:
 
 
 async def turns_until(condition: Callable[[], bool]) -> None:
-    """Give the loop turns until the condition holds; the test's own time limit ends it."""
-    while not condition():
+    """Give the loop turns until the condition holds; what takes more of them is looked for as `until` does."""
+    for _ in range(_TURNS):
+        if condition():
+            return
         await asyncio.sleep(0)
+    await until(condition, "what turns of the loop bring", _LONG_S)
 
 
 def descriptors() -> int:
