@@ -10,6 +10,7 @@ import functools
 import hashlib
 import importlib.util
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _READY_S = LONG_S
+_PORTS = range(20_000, 32_000)
 _DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of prctl(2)
 
 
@@ -209,10 +211,15 @@ class _StoredClock(ManualClock):
 
 
 def free_port() -> int:
-    """A loopback port that was free a moment ago: Redis does not take 0."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A loopback port that was free a moment ago: Redis does not take 0.
+
+    One of those that no kernel gives to whoever takes 0, or connects: so nobody else gets it meanwhile by chance.
+    """
+    while True:
+        port = secrets.choice(_PORTS)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def _is_whole(client: Any, nodes: int) -> bool:

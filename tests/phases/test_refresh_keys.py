@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import inspect
 from typing import TYPE_CHECKING
 
 import pytest
@@ -78,6 +79,11 @@ async def test_a_key_made_rotated_and_revoked_elsewhere_counts_here(followed: Fo
         assert not followed.good(b"1")
         assert followed.good(b"b")
     assert followed.logged == []
+
+
+def test_the_ledger_is_looked_at_twice_in_the_second_that_is_promised() -> None:
+    """A busy machine cannot tell by the clock: it may take longer over everything else."""
+    assert inspect.signature(KeyRefresher).parameters["poll_s"].default <= 0.5
 
 
 async def test_what_is_known_stays_through_an_outage_that_is_told_once(followed: Followed) -> None:

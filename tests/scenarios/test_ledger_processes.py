@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 MODEL = "gpt-4o-mini"
 # of a stop that cannot write: 3 s for exchanges that are being settled, 5 s for the rows, and a busy machine
-STOPPED_WITHIN_S = 16.0
+STOPPED_WITHIN_S = 40.0
 
 
 def configuration(url: str, upstream_port: int = 1, **ledger: str) -> dict[str, Any]:

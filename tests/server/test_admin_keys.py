@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from tests.fakes.running import Running
 
 NEVER = dict.fromkeys(("expires", "created", "last_used", "revoked", "old_secret_until"))
-WITHIN_S = 3.0  # one second is promised; the rest is for a busy machine
 PLANS = {"small": PlanConfig(models=("gpt-4o-mini",)), "large": PlanConfig()}
 PATIENT: dict[str, Any] = {"auth_failures": None}
 
@@ -35,7 +34,7 @@ async def becomes(expected: int, proxy: Running, secret: str, model: str = "gpt-
     async def is_so() -> bool:
         return await status(proxy, secret, model) == expected
 
-    await until_asked(is_so, f"{expected} for that key", WITHIN_S)
+    await until_asked(is_so, f"{expected} for that key")
 
 
 def execute(proxy: Running, statement: str) -> None:
