@@ -16,7 +16,7 @@ demo: .venv/runtime.stamp
 	@$(BIN)/sluice demo
 
 test: .venv/development.stamp .venv-openai1/stamp tests/clients/node_modules/stamp
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -n 3 --dist loadgroup
 
 lint: .venv/development.stamp
 	$(BIN)/ruff check .
