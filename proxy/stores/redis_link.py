@@ -169,7 +169,7 @@ class RedisLink:
         known = self._client.get_default_node() if isinstance(self._client, RedisCluster) else None
         ping = functools.partial(self._client.execute_command, "PING")
         try:
-            await self._bounded("" if known is None else known.name, "probe", functools.partial(_twice, ping))
+            await self._bounded("" if known is None else known.name, "probe", functools.partial(self._twice, ping))
         except StoreAwayError:
             return False
         return True
@@ -252,7 +252,7 @@ class RedisLink:
         self._has_answered = bool(self._has_answered)
 
     async def _run(self, call: Call) -> Any:
-        return await _twice(functools.partial(self._run_once, call))
+        return await self._twice(functools.partial(self._run_once, call))
 
     async def _run_once(self, call: Call) -> Any:
         try:
@@ -262,7 +262,7 @@ class RedisLink:
 
     async def _run_all(self, calls: Sequence[Call]) -> dict[Call, Any]:
         """The answers to the calls that had one other than an error. Raises an error if that is none."""
-        answers = await _twice(functools.partial(self._run_batch, calls))
+        answers = await self._twice(functools.partial(self._run_batch, calls))
         for place, answer in enumerate(answers):
             if isinstance(answer, NoScriptError):
                 answers[place] = await self._client.execute_command(*calls[place].by_text())
@@ -280,13 +280,18 @@ class RedisLink:
             pipeline.execute_command(*call.by_digest())
         return list(await pipeline.execute(raise_on_error=False))
 
+    async def _twice(self, work: Callable[[], Awaitable[Any]]) -> Any:
+        """Do it; and again if a connection was lost: one from before a failover is found out when it is used.
 
-async def _twice(work: Callable[[], Awaitable[Any]]) -> Any:
-    """Do it; and again if a connection was lost: one from before a restart or failover is found out when it is used."""
-    try:
-        return await work()
-    except RedisConnectionError:
-        return await work()
+        The nodes of a cluster are learned in between: redis-py does so when a command finds one gone, but not when a
+        pipeline does, nor when it knows of none for a slot.
+        """
+        try:
+            return await work()
+        except (RedisConnectionError, SlotNotCoveredError):
+            if isinstance(self._client, RedisCluster):
+                await self._client.nodes_manager.initialize()
+            return await work()
 
 
 def _is_answer(error: Exception) -> bool:
