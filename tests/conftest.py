@@ -15,6 +15,9 @@ follows a failure. What even that does not end, the process ends with (`faulthan
 
 Examples. None has a deadline: on a busy machine any may take longer than Hypothesis would give it.
 
+Runners. Tests that keep both cores busy, or share what is installed once, run one after the other, in one runner. Which
+they are is said here and not by `xdist_group`: pytest 9.2 does not see what pytest-xdist 3.8 makes of those marks.
+
 Leaks. After an async test and its fixtures no task may be left; forgotten transports and files raise ResourceWarning,
 and warnings are errors. Sockets reach loopback only (pytest-socket, configured in pyproject.toml).
 """
@@ -33,12 +36,15 @@ import sqlalchemy as sa
 import uvloop
 from blockbuster import blockbuster_ctx
 from hypothesis import HealthCheck, settings
+from xdist.scheduler import LoadGroupScheduling
 
 from proxy.telemetry import log_writer
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping
     from types import FrameType
+
+    from xdist.remote import Producer
 
 settings.register_profile("busy machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("busy machine")
@@ -48,6 +54,15 @@ _LOOPS = {"uvloop": uvloop.new_event_loop, "asyncio": asyncio.new_event_loop}
 # a cancelled task needs one turn to end, a closed transport one more to say so; TLS a few
 _SETTLING_TURNS = 10
 
+_TOGETHER = {
+    "tests/grafana/test_queries.py": "prometheus",
+    "tests/grafana/test_rules.py": "prometheus",
+    "tests/scenarios/test_four_workers.py": "processes",
+    "tests/scenarios/test_quota_one_slot.py": "processes",
+    "tests/scenarios/test_quota_outages.py": "processes",
+    "tests/scenarios/test_quota_processes.py": "processes",
+}
+
 _AGAIN_S = 10.0  # between two alarms for a test that is over its time
 _LIMITS = pytest.StashKey[Any]()
 
@@ -55,6 +70,16 @@ _LIMITS = pytest.StashKey[Any]()
 def pytest_asyncio_loop_factories(item: pytest.Item) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
     asks = any("loop_factories" in mark.kwargs for mark in item.iter_markers("asyncio"))
     return _LOOPS if asks else {"uvloop": _LOOPS["uvloop"]}
+
+
+class _Together(LoadGroupScheduling):
+    def _split_scope(self, nodeid: str) -> str:
+        return _TOGETHER.get(nodeid.partition("::")[0], nodeid)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadGroupScheduling | None:
+    return _Together(config, log) if config.getoption("dist") == "loadgroup" else None
 
 
 @pytest.hookimpl(wrapper=True)
@@ -74,7 +99,7 @@ def pytest_itemcollected(item: pytest.Item) -> None:
         item.fixturenames.insert(0, "guarded_loop")
 
 
-@pytest.hookimpl(wrapper=True)
+@pytest.hookimpl(wrapper=True, optionalhook=True)
 def pytest_timeout_set_timer(item: pytest.Item, settings: Any) -> Generator[None, object, object]:
     is_set = yield
     raises = signal.getsignal(signal.SIGALRM)

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
     from tests.fakes.prometheus import Prometheus
 
-pytestmark = pytest.mark.xdist_group("prometheus")
-
 PATIENCE_S: Final = 90.0
 OF_PROMETHEUS: Final = {"up"}
 

@@ -17,7 +17,7 @@ from tests.grafana.sources import ALERT_TESTS, FOLDER, RULE_FILES, alerts, names
 if TYPE_CHECKING:
     from pathlib import Path
 
-needs_promtool = [pytest.mark.xdist_group("prometheus"), pytest.mark.timeout(240)]
+needs_promtool = pytest.mark.timeout(240)
 FIRST_BYTE_BUCKET_S = 6
 
 

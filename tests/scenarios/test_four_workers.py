@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     from tests.fakes.four_workers import Came, FourWorkers, Place
     from tests.fakes.served import Served
 
-pytestmark = pytest.mark.xdist_group("quota-processes")
-
 CROWD: Final = 300
 STREAMS: Final = 60
 LIVE: Final = 16

@@ -36,8 +36,6 @@ if TYPE_CHECKING:
     from tests.fakes.redis import RedisServer
     from tests.fakes.running import Running
 
-pytestmark = pytest.mark.xdist_group("quota-processes")
-
 ROUNDS: Final = 1000
 ROUNDS_BETWEEN_TWO: Final = int(os.environ.get("SLUICE_TEST_ROUNDS", "40"))
 CHAT: Final = "/v1/chat/completions"

@@ -36,8 +36,6 @@ if TYPE_CHECKING:
 
     Stream = tuple[Line, RawPeer, Answer]
 
-pytestmark = pytest.mark.xdist_group("quota-processes")
-
 STREAMED: Final = "gpt-4o-mini"
 STORE_TIMEOUT_S: Final = 0.5
 MARGIN_S: Final = 20.0  # of a busy machine; and what the ledger may take to say what was used

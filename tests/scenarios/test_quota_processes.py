@@ -32,9 +32,6 @@ if TYPE_CHECKING:
     from tests.fakes.quota_burst import Told
     from tests.fakes.served import Served
 
-# they keep both cores busy: one at a time
-pytestmark = pytest.mark.xdist_group("quota-processes")
-
 LIMIT: Final = 10_000
 MINUTE_MS: Final = 60_000
 # between the clocks of clients and stores, and roundings
