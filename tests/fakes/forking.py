@@ -60,9 +60,8 @@ class Forked:
 
 async def fork(words: Sequence[str], environ: Mapping[str, str]) -> Forked:
     """`sluice` with these `words` on its command line."""
-    context = _context()
-    pipes = [context.Pipe(duplex=False) for _ in range(2)]
-    process = context.Process(target=_run, args=(tuple(words), dict(environ), *(theirs for _, theirs in pipes)))
+    pipes = [context().Pipe(duplex=False) for _ in range(2)]
+    process = context().Process(target=_run, args=(tuple(words), dict(environ), *(theirs for _, theirs in pipes)))
     process.start()
     for _, theirs in pipes:
         theirs.close()
@@ -70,10 +69,11 @@ async def fork(words: Sequence[str], environ: Mapping[str, str]) -> Forked:
 
 
 @functools.cache
-def _context() -> ForkServerContext:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.fakes.preloaded"])
-    return context
+def context() -> ForkServerContext:
+    """Starts processes that have imported everything."""
+    made = multiprocessing.get_context("forkserver")
+    made.set_forkserver_preload(["tests.fakes.preloaded"])
+    return made
 
 
 class _Output(asyncio.StreamReaderProtocol):
