@@ -147,7 +147,7 @@ class Child:
 def how_it_ended(code: int | None) -> str:
     """An exit code in words."""
     if code is None:
-        return "as the process has that it was forked from"
+        return "nobody knows how, as the process that it was forked from has ended"
     if code >= 0:
         return f"exit code {code}"
     try:

@@ -167,8 +167,9 @@ class Supervisor:
         if self._keepers:
             for child in self.fleet.children.values():
                 child.kill()
+        await self._nursery.close()  # before what waits for it to fork
+        if self._keepers:
             await asyncio.wait(self._keepers)
-        await self._nursery.close()
         if self._operators is not None:
             self._operators.close()
         await self._http.shutdown(0.1)

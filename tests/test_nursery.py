@@ -50,6 +50,12 @@ def parent_of(process: Process) -> psutil.Process:
     return parent
 
 
+def is_alive(pid: int) -> bool:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    return False
+
+
 async def ended(process: Process) -> int | None:
     return await asyncio.wait_for(process.wait(), LONG_S)
 
@@ -139,3 +145,68 @@ async def test_a_fork_that_fails_is_told_and_the_next_may_do() -> None:
     assert isinstance(answers[1], Born)
     await channel.close()
     assert await asyncio.wait_for(process.wait(), LONG_S) == 0
+
+
+async def test_one_that_hangs_is_killed_and_so_is_what_it_was_to_kill() -> None:
+    """A supervisor that waits for it for ever could neither replace its workers nor end."""
+    nursery = Nursery(kill_s=0.2)
+    try:
+        async with forked(nursery) as (process, _), forked(nursery) as (other, _):
+            parent = parent_of(process)
+            parent.suspend()
+            process.kill()
+            assert await ended(process) is None, "nobody knows how"
+            await until(lambda: not is_alive(process.pid), "it is killed all the same")
+            assert is_alive(other.pid)
+            async with forked(nursery) as (another, _):
+                assert parent_of(another) != parent
+    finally:
+        await nursery.close()
+
+
+async def test_one_that_does_not_fork_in_time_fails_the_start_and_another_takes_its_place() -> None:
+    nursery = Nursery(fork_s=LONG_S)
+    try:
+        async with forked(nursery) as (process, _):
+            parent = parent_of(process)
+            parent.suspend()
+            nursery._fork_s = 0.1
+            with pytest.raises(TimeoutError, match="that workers are forked from does not answer"):
+                await nursery.fork(ASKED, ())
+            nursery._fork_s = LONG_S
+            async with forked(nursery) as (another, _):
+                assert parent_of(another) != parent
+    finally:
+        await nursery.close()
+
+
+async def test_who_waits_for_a_process_is_told_when_all_is_closed(nursery: Nursery) -> None:
+    async with forked(nursery) as (process, _):
+        parent = parent_of(process)
+        parent.suspend()
+        asking = [asyncio.ensure_future(nursery.fork(ASKED, ())) for _ in range(2)]
+        await asyncio.sleep(0)
+        closing = asyncio.ensure_future(nursery.close())
+        for asked in asking:
+            with pytest.raises(OSError, match=r"has ended|canceled"):
+                await asyncio.wait_for(asked, LONG_S)
+        assert await ended(process) is None
+        parent.resume()
+        await asyncio.wait_for(closing, LONG_S)
+
+
+async def test_a_process_that_nobody_waits_for_any_more_is_given_to_nobody_else(nursery: Nursery) -> None:
+    async with forked(nursery) as (process, _):
+        parent = parent_of(process)
+        parent.suspend()
+        ours, theirs = socket.socketpair()
+        with ours, theirs, socket.create_server(("127.0.0.1", 0)) as api:
+            given_up = asyncio.ensure_future(nursery.fork(ASKED, (theirs.fileno(), api.fileno())))
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            given_up.cancel()
+            await asyncio.wait([given_up])
+        parent.resume()
+        async with forked(nursery) as (another, _):
+            await until(lambda: len(parent.children()) == 2, "the one that was given up ends by itself")
+            assert {child.pid for child in parent.children()} == {process.pid, another.pid}
