@@ -58,10 +58,12 @@ class Nursery:
         self._turn = asyncio.Lock()
         self._parent: _Parent | None = None
         self._is_closed = False
+        self._orphans: set[int] = set()
 
     async def fork(self, asked: Fork, descriptors: Sequence[int]) -> Process:
         """A process with what was `asked` for loaded, and two `descriptors` that are its own. Raises `OSError`."""
         async with self._turn:
+            self._bury()
             parent = self._parent
             if parent is None or parent.has_ended:
                 await self._let_go()
@@ -85,6 +87,15 @@ class Nursery:
         parent, self._parent = self._parent, None
         if parent is not None:
             await parent.close()
+            self._orphans |= parent.orphans
+
+    def _bury(self) -> None:
+        """Wait for orphans that have ended: as the first process of a container the supervisor inherits them."""
+        for pid in tuple(self._orphans):
+            with contextlib.suppress(ChildProcessError):  # somebody else inherited it
+                if os.waitpid(pid, os.WNOHANG) == (0, 0):
+                    continue
+            self._orphans.discard(pid)
 
 
 class _Parent:
@@ -94,6 +105,7 @@ class _Parent:
         self, process: asyncio.subprocess.Process, control: socket.socket, channel: Channel, kill_s: float
     ) -> None:
         self.has_ended = False
+        self.orphans: frozenset[int] = frozenset()
         self._process = process
         self._control = control  # the same as the channel's, which can send no descriptors
         self._channel = channel
@@ -174,6 +186,7 @@ class _Parent:
             self._born(OSError("the process that workers are forked from has ended"))
         for pid in self._doomed:
             _kill(pid)
+        self.orphans = frozenset(self._exits)
         for exited in self._exits.values():
             exited.set_result(None)
         self._exits.clear()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import errno
 import os
 import signal
@@ -22,7 +23,7 @@ from proxy.nursery import Nursery, Process
 from tests.fakes.waiting import LONG_S, until
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterator
 
 ASKED: Final = Fork(frozenset({"sqlalchemy.dialects.sqlite.pysqlite", "proxy.not_there"}), frozenset({"o200k_base"}))
 
@@ -103,6 +104,29 @@ async def test_another_takes_its_place_when_it_dies_and_its_processes_go_on(nurs
         orphan.kill()
         with contextlib.suppress(psutil.NoSuchProcess):
             await asyncio.to_thread(psutil.Process(orphan.pid).wait, LONG_S)
+
+
+@pytest.fixture
+def _inherits_orphans() -> Iterator[None]:
+    """As the first process of a container does."""
+    prctl, set_child_subreaper = ctypes.CDLL(None, use_errno=True).prctl, 36  # prctl(2)
+    assert prctl(set_child_subreaper, 1, 0, 0, 0) == 0
+    yield
+    prctl(set_child_subreaper, 0, 0, 0, 0)
+
+
+@pytest.mark.usefixtures("_inherits_orphans")
+async def test_orphans_that_the_supervisor_inherits_are_buried(nursery: Nursery) -> None:
+    async with forked(nursery) as (orphan, _):
+        parent = parent_of(orphan)
+        parent.kill()
+        assert await ended(orphan) is None
+        async with forked(nursery):
+            assert parent_of(orphan) == psutil.Process(), "inherited, and it goes on"
+        orphan.kill()
+        await until(lambda: not is_alive(orphan.pid), "its end")
+        async with forked(nursery):
+            assert not psutil.pid_exists(orphan.pid)
 
 
 async def test_one_that_dies_while_it_is_asked_fails_the_start(nursery: Nursery) -> None:
