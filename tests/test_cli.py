@@ -241,6 +241,12 @@ async def test_closed_standard_streams_end_nothing(tmp_path: Path) -> None:
         assert await child.ends() == 0
 
 
+async def test_a_closed_standard_input_has_no_message(tmp_path: Path) -> None:
+    async with command("chat", "--key", "any", env=environment(tmp_path), closed=(0,)) as child:
+        assert await child.ends() == 2
+    assert child.errors.endswith("Error: the message is empty\n")
+
+
 async def test_demo_shows_a_streamed_answer_and_goes_on_unless_told_to_stop(tmp_path: Path) -> None:
     """Both at once: the simulator types for three seconds, as fast as one reads."""
     env = environment(tmp_path)
