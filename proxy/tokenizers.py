@@ -86,7 +86,7 @@ class _ExactCounter:
 class _Memory:
     """What texts came to that were counted before: system prompts and histories are sent again with every turn.
 
-    Texts are known by their hashes, 64 bits under a key that is each process's own, so that nothing of a prompt stays.
+    Texts are known by their hashes, 64 bits under a key that is each start's own, so that nothing of a prompt stays.
     Long ones are rare, and counted anew. Threads may share it: a count that is found is right, whatever others do.
     """
 
