@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from proxy.server import connection
 from tests.fakes.answering import response
 from tests.fakes.client import RecordingClient
 from tests.fakes.refusals import GOOD, MARK, Row, assert_not_logged, assert_refused, assert_serves
@@ -253,12 +254,7 @@ async def test_two_content_types_are_one_too_many() -> None:
         await assert_serves(proxy, upstream)
 
 
-BROKEN = {
-    "no size": b"zz\r\n",
-    "longer than its size": b"1\r\nzq7\r\n",
-    "negative": b"-1\r\n",
-    "huge": b"f" * 17 + b"\r\n",
-}
+BROKEN = {"no size": b"zz\r\n", "longer": b"1\r\nzq7\r\n", "negative": b"-1\r\n", "huge": b"f" * 17 + b"\r\n"}
 
 
 async def in_phase(proxy: Running, phase: str) -> None:
@@ -266,8 +262,12 @@ async def in_phase(proxy: Running, phase: str) -> None:
 
 
 @pytest.mark.parametrize("broken", BROKEN.values(), ids=BROKEN)
-async def test_chunks_that_break_in_a_later_packet_are_answered_at_once(broken: bytes) -> None:
-    async with limited() as (upstream, proxy, _):
+async def test_chunks_that_break_in_a_later_packet_are_answered_at_once(
+    broken: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the connection is closed at once: no timer that would do it later ends within the test."""
+    monkeypatch.setattr(connection, "_LINGER_S", 2 * LONG_S)
+    async with limited(request_read_timeout=2 * LONG_S) as (upstream, proxy, _):
         for path, headers, first, phase in ((CHAT, FORM[1:], b"{", "admit"), (UPLOAD, FORM, MODEL_PART, "forward")):
             async with await RecordingClient.connect(proxy.port) as client:
                 client.writer.write(head(*headers, path=path) + chunk(first))
