@@ -104,7 +104,7 @@ def modules_of(config: Config) -> frozenset[str]:
     if config.store.url.reveal() != _IN_MEMORY:
         found.add("proxy.stores.redis")
     if config.tracing.endpoint is not None:
-        found.add("proxy.telemetry.tracing")
+        found |= {"proxy.telemetry.tracing", "requests"}  # by which its exporter sends: imported when one is made
     return frozenset(found)
 
 
