@@ -87,7 +87,7 @@ class Fork(msgspec.Struct, frozen=True, tag=True):
 
 
 class Kill(msgspec.Struct, frozen=True, tag=True):
-    """To the process that workers are forked from: end this one without a word."""
+    """To the process that workers are forked from: end this one without a word. One that has ended is left alone."""
 
     pid: int
 

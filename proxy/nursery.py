@@ -18,11 +18,11 @@ from proxy.tasks import BackgroundTasks
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-# it has nothing to do at its end
+# So long the process that is forked from may take: to end, when it has nothing more to do;
 _EXIT_S: Final = 5.0
-# of a process that is asked for: what it needs is loaded before, which takes seconds of a tenth of a CPU
+# to fork, for which it loads before what is needed, on a tenth of a CPU perhaps;
 _FORK_S: Final = 60.0
-# of one that is to be killed
+# and to kill, and tell of it
 _KILL_S: Final = 5.0
 
 

@@ -25,9 +25,10 @@ if TYPE_CHECKING:
 
     from proxy.control import Message
 
-# of a terminal: they are the supervisor's to pass on
+# a terminal sends them, and they are the supervisor's to pass on
 _OF_A_TERMINAL: Final = (signal.SIGINT, signal.SIGHUP)
-# service managers send it to every process of a service
+# Not for this process, though service managers send SIGTERM to every process of a service. What comes to one that is
+# just forked waits until that can heed it.
 _HELD: Final = (*_OF_A_TERMINAL, signal.SIGTERM)
 _WAKING_BYTES: Final = 4096
 
@@ -44,11 +45,11 @@ def fork_when_asked(control: socket.socket) -> Newborn | None:
 
     Returns in each forked process, with what it was given; and None, in this one, at the end.
     """
-    signal.pthread_sigmask(signal.SIG_BLOCK, _HELD)  # a forked process gets what comes before it can heed it
+    signal.pthread_sigmask(signal.SIG_BLOCK, _HELD)
     woken, wakes = socket.socketpair()
     with control, woken, wakes, selectors.DefaultSelector() as selector:
         wakes.setblocking(False)
-        signal.signal(signal.SIGCHLD, lambda *_: None)  # of what is ignored nobody is woken
+        signal.signal(signal.SIGCHLD, lambda *_: None)  # as it is by default it would wake nobody
         signal.set_wakeup_fd(wakes.fileno(), warn_on_full_buffer=False)
         selector.register(control, selectors.EVENT_READ)
         selector.register(woken, selectors.EVENT_READ)
@@ -113,7 +114,7 @@ class _Nursery:
         return False
 
     def _load(self, asked: Fork) -> None:
-        """Have what it will need. What cannot be had it will find out, too, and say so."""
+        """Import and load what the process will need. What cannot be had it will miss itself, and say so."""
         needed = frozenset((*asked.modules, *asked.encodings))
         if needed <= self._loaded:
             return
@@ -127,6 +128,7 @@ class _Nursery:
         self._loaded |= needed
 
     def _bury(self) -> None:
+        """Wait for those that have ended, and tell how."""
         while self._living:
             pid, status = os.waitpid(-1, os.WNOHANG)
             if pid == 0:
