@@ -20,26 +20,29 @@ from proxy.stores.base import LedgerProblem
 from proxy.stores.database import migrate, open_database
 from proxy.stores.migrations import REVISIONS
 from proxy.stores.tables import METADATA
+from tests.fakes.forking import context
 from tests.fakes.waiting import LONG_S
 
 if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
+
     from sqlalchemy import Engine
 
 MIGRATE = """
 import sys
 from proxy.stores.database import migrate, open_database
 engine = open_database(sys.argv[1])
-sys.stdin.readline()
 migrate(engine)
 engine.dispose()
 print(sorted(name for name in sys.modules if name == "alembic"))
 """
 
 
-def migrating(url: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-c", MIGRATE, url], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
+def migrate_when_told(url: str, told: Connection) -> None:
+    engine = open_database(url)
+    told.recv()
+    migrate(engine)
+    engine.dispose()
 
 
 def test_the_migrated_tables_are_those_of_the_code(engine: Engine) -> None:
@@ -89,9 +92,18 @@ def test_the_list_of_revisions_is_alembics() -> None:
 
 
 def test_eight_processes_at_once_all_succeed(ledger_url: str) -> None:
-    children = [migrating(ledger_url) for _ in range(8)]
-    outputs = [child.communicate("go\n", timeout=LONG_S) for child in children]
-    assert [child.returncode for child in children] == [0] * 8, outputs
+    pairs = [context().Pipe() for _ in range(8)]
+    children = [context().Process(target=migrate_when_told, args=(ledger_url, theirs)) for _, theirs in pairs]
+    for child in children:
+        child.start()
+    for ours, theirs in pairs:
+        ours.send("go")
+        theirs.close()
+    for child in children:
+        child.join(LONG_S)
+    assert [child.exitcode for child in children] == [0] * 8
+    for ours, _ in pairs:
+        ours.close()
     engine = open_database(ledger_url)
     with engine.connect() as connection:
         assert connection.scalars(sa.text("SELECT version_num FROM alembic_version")).all() == [REVISIONS[-1]]
@@ -99,8 +111,8 @@ def test_eight_processes_at_once_all_succeed(ledger_url: str) -> None:
 
 
 def test_where_nothing_is_to_do_alembic_is_not_imported(engine: Engine, ledger_url: str) -> None:
-    output, _ = migrating(ledger_url).communicate("go\n", timeout=LONG_S)
-    assert output == "[]\n"
+    command = [sys.executable, "-c", MIGRATE, ledger_url]
+    assert subprocess.run(command, check=True, capture_output=True, text=True, timeout=LONG_S).stdout == "[]\n"
 
 
 def test_a_database_of_a_newer_release_is_refused(engine: Engine) -> None:
