@@ -6,7 +6,7 @@ PYTHON ?= $(firstword $(foreach name,python3 python3.14 python3.13 python3.12 py
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-# hundreds of processes are started by the tests: each would compile everything anew
+# a hundred processes are started by the tests: each would compile everything anew
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test lint bench clean

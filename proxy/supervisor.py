@@ -1,6 +1,6 @@
 """Several workers: the sockets they share, their restarts, and signals passed on.
 
-All workers accept on one inherited socket, so that a worker that ends takes no connection along (with SO_REUSEPORT
+All workers accept on the same socket, so that a worker that ends takes no connection along (with SO_REUSEPORT
 each has a queue of its own, which is reset: libraries.md section 2). SIGTERM and SIGINT make the workers drain as one
 would alone; a second one ends that.
 """
