@@ -1,14 +1,14 @@
 """Events that are like the one before but for a text: what was found out about that one holds for them as well.
 
 A model's answer comes in hundreds of chunks that have all but their text in common. When one was found to be a usual
-event, an event that differs from it inside of strings alone is one too, and is shown likewise. Of all of them together
-no more than their texts need be kept.
+event, an event that differs from it inside of strings alone is one too, and is shown likewise. Of each no more is done,
+or touched, than it takes to know that, since an event meets cold caches; what they were is worked out for many at once.
 """
 
 from __future__ import annotations
 
 import re
-from typing import Final
+from typing import Any, Final, NamedTuple, cast
 
 from proxy.core.usual_chunks import usual_text
 
@@ -22,29 +22,51 @@ _FILLER: Final = b'"obfuscation":"'
 _USAGE: Final = b'"usage"'
 # what a string in JSON rarely holds, and what it may: other languages, code, the end of a paragraph
 _ODD: Final = re.compile(rb"[^ !#-\[\]-~]")
-_ESCAPED: Final = re.compile(rb'(?:[^"\\\x00-\x1f]|\\[nrt"\\/bf])*+')
+_find_odd: Final = _ODD.search
+_escaped: Final = re.compile(rb'(?:[^"\\\x00-\x1f]|\\[nrt"\\/bf])*+').match
 _LINE_END: Final = b"\r\n"
 _NOTHING: Final = b"\n"  # no event begins so
+# by the bytes in a chunk: the line with its size (RFC 9112 section 7.1), as it is usually written
+_SIZE_LINES: Final = [b"%x\r\n" % size for size in range(MAX_ALIKE_BYTES + 1)]
+# by the bytes of the whole chunk, with that line and the line end behind
+_size_line: Final = {size + len(line) + 2: line for size, line in enumerate(_SIZE_LINES)}.get
+
+
+class Passed(NamedTuple):
+    """What is to be told of events that were alike.
+
+    `times_s`: when each read came, of which there may be fewer than events. Bytes of events as they came and as they
+    were shown, and of the chunks in which they were shown. `said`: one usual event that says what all of them said.
+    """
+
+    events: int
+    times_s: list[float]
+    body_bytes: int
+    shown_bytes: int
+    chunk_bytes: int
+    said: bytes
 
 
 class AlikeEvents:
     """Remembers one event, and tells what is shown of others that are like it.
 
-    Only for events that follow one another, each in a chunk (RFC 9112 section 7.1) by itself: they come and go with the
-    line end that ends it. `texts` are what the events said that were shown, as it stands in JSON strings.
+    Only for events that follow one another, each in a chunk by itself. `kept` grows by three for each of them, until
+    `take`; before that nothing else may be learnt.
     """
 
-    __slots__ = ("_between", "_end", "_end_bytes", "_is_shown_whole", "_least_bytes", "_shown_between", "_shown_end",
-                 "_start", "_start_bytes", "texts")  # fmt: skip
+    __slots__ = ("_between", "_between_bytes", "_end", "_hidden_bytes", "_keep", "_minus_end", "_shown_between",
+                 "_shown_end", "_start", "_start_bytes", "kept")  # fmt: skip
 
     def __init__(self) -> None:
-        self.texts = bytearray()
+        self.kept: list[Any] = []  # of each in turn: when it came, its text, the bytes of its chunk
+        self._keep = self.kept.extend
         self._start = _NOTHING  # up to the text
         self._start_bytes = 1
         self._between = self._shown_between = b""  # from the text's end to the filler; empty without one
-        self._end = self._shown_end = b""  # from the end of the filler, or of the text
-        self._end_bytes = self._least_bytes = 0
-        self._is_shown_whole = False
+        self._between_bytes = 0
+        self._end = self._shown_end = b""  # from the end of the filler, or of the text, to that of the chunk
+        self._minus_end = 0  # where it begins, from behind
+        self._hidden_bytes = 0  # of each event
 
     def forget(self) -> None:
         """Remember none."""
@@ -71,40 +93,59 @@ class AlikeEvents:
             return  # a usage that was left is not understood
         if filler < len(_FILLER):
             self._between = self._shown_between = b""
+            self._between_bytes = 0
             self._end, self._shown_end = event[end:] + _LINE_END, shown[end:] + _LINE_END
         else:
             filler_end = event.find(b'"', filler)
             if _ODD.search(event, filler, filler_end) or not shown.endswith(event[filler:]):
                 return
-            self._between = event[end:filler]
+            self._between, self._between_bytes = event[end:filler], filler - end
             self._shown_between = shown[end : len(shown) - (len(event) - filler)]
             self._end = self._shown_end = event[filler_end:] + _LINE_END
-        self._start, self._start_bytes, self._end_bytes = event[:begin], begin, len(self._end)
-        self._least_bytes = begin + self._end_bytes
-        self._is_shown_whole = shown == event
+        self._start, self._start_bytes, self._minus_end = event[:begin], begin, -len(self._end)
+        self._hidden_bytes = len(event) - len(shown)
 
-    def shown(self, event: bytes) -> bytes | None:
-        """What is shown of `event`, itself if all is; None if it is not like the one remembered."""
-        if not (self._least_bytes <= len(event) <= MAX_ALIKE_BYTES and event.startswith(self._start)):
-            return None
-        if not event.endswith(self._end) or b"error" in event:
-            return None
-        text = shown = event[self._start_bytes : -self._end_bytes]
-        if self._between:
-            text, between, filler = text.partition(self._between)
-            if not between or _ODD.search(filler):
+    def shown(self, chunk: bytes, now_s: float) -> bytes | None:
+        """The chunk in which the event in `chunk` is shown; None if that is not one event like the one remembered.
+
+        It came at `now_s`; below 0: in one read with the one before. What its strings say changes nothing, "error" too.
+        """
+        chunk_bytes = len(chunk)
+        size_line = _size_line(chunk_bytes, b"")
+        line_bytes = len(size_line)
+        begin = line_bytes + self._start_bytes
+        end = chunk.find(b'"', begin)
+        text = chunk[begin:end]
+        if _find_odd(text):
+            text = cast("re.Match[bytes]", _escaped(chunk, begin))[0]  # which may have quotes, if they are escaped
+            end = begin + len(text)
+            if not _is_utf8(text):
                 return None
-            shown = text + self._shown_between + filler
-        if _ODD.search(text) and not (_ESCAPED.fullmatch(text) and _is_utf8(text)):
+        filler = b""
+        if self._between_bytes:
+            filler = chunk[end + self._between_bytes : self._minus_end]
+            if not filler.isalnum() and _find_odd(filler):
+                return None
+        if b"".join((size_line, self._start, text, self._between, filler, self._end)) != chunk:
             return None
-        self.texts += text
-        return event if self._is_shown_whole else self._start + shown + self._shown_end
+        self._keep((now_s, text, chunk_bytes))
+        if not self._hidden_bytes:
+            return chunk
+        size_line = _SIZE_LINES[chunk_bytes - line_bytes - self._hidden_bytes - 2]
+        return b"".join((size_line, self._start, text, self._shown_between, filler, self._shown_end))
 
-    def said(self) -> bytes:
-        """One usual event that says what all of them said, for whoever wants to know no more; forgets their texts."""
-        event = b'data: {"choices":[{"delta":{"content":"%b"}}]}\n\n' % bytes(self.texts)
-        self.texts.clear()
-        return event
+    def take(self) -> Passed:
+        """All that is to be told of those shown since the last time; then nothing of them is kept."""
+        kept, hidden_bytes = self.kept, self._hidden_bytes
+        times_s: list[float] = [when_s for when_s in kept[::3] if when_s >= 0]
+        texts: list[bytes] = kept[1::3]
+        sizes = [chunk_bytes - len(_size_line(chunk_bytes, b"")) - 2 for chunk_bytes in kept[2::3]]
+        kept.clear()
+        body_bytes = sum(sizes)
+        shown_bytes = body_bytes - hidden_bytes * len(sizes)
+        framing_bytes = sum([len(_SIZE_LINES[size - hidden_bytes]) + 2 for size in sizes])
+        said = b'data: {"choices":[{"delta":{"content":"%b"}}]}\n\n' % b"".join(texts)
+        return Passed(len(sizes), times_s, body_bytes, shown_bytes, shown_bytes + framing_bytes, said)
 
 
 def _is_utf8(text: bytes) -> bool:

@@ -17,6 +17,8 @@ from proxy.core.discreet import as_repr
 from proxy.core.headers import first_values
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from proxy.core.ending import StreamShape
     from proxy.core.headers import RawHeaders
     from proxy.phases.tracing import Trace
@@ -158,8 +160,18 @@ class Downstream(Protocol):
         Raises `ConnectionError` when the client has left.
         """
 
-    def write_chunk(self, chunk: bytes, body_bytes: int) -> bool:
-        """`write_now` for a whole chunk (RFC 9112 section 7.1) of so much body, where something was written before."""
+    def flow(self, on_full: Callable[[], object]) -> Callable[[bytes], object]:
+        """What whole chunks (RFC 9112 section 7.1) may be given to, behind others, until `end_flow`.
+
+        `on_full` is called, from within that, when the client must read before more is written. Raises
+        `ConnectionError` when the client has left; if it leaves later, what is written is lost.
+        """
+
+    def end_flow(self) -> None:
+        """No more chunks flow."""
+
+    def flowed(self, body_bytes: int, chunk_bytes: int) -> None:
+        """Chunks flowed, of so many bytes without their framing and with it."""
 
     def write_comment(self, data: bytes) -> None:
         """Write what is no part of the upstream's answer, without waiting: between events of a silent stream."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 from time import perf_counter
 from typing import TYPE_CHECKING, Final
 
-from proxy.core.alike import MAX_ALIKE_BYTES, AlikeEvents
+from proxy.core.alike import AlikeEvents
 
 if TYPE_CHECKING:
     import asyncio
@@ -25,10 +25,9 @@ if TYPE_CHECKING:
     from proxy.phases.forward import Answer
     from proxy.phases.relay import Accompaniment
 
-# Once so much passed all are told of it. With the read that goes beyond, it makes one event that is not oversize.
-_UNTOLD_BYTES: Final = 8192
-# by the bytes of an event and of the line end behind it: how the size of its chunk is written
-_SIZES: Final = {size + 2: b"%x" % size for size in range(1, MAX_ALIKE_BYTES)}
+# Once so many passed all are told of them. As many of the largest, and the read that goes beyond, are less than 64 KiB.
+_MAX_UNTOLD: Final = 20
+_IN_ONE_READ: Final = -1.0  # with the event before
 
 
 def may_flow(downstream: Downstream, along: Accompaniment) -> bool:
@@ -42,8 +41,8 @@ class EventFlow:
     Only where `may_flow`. `finished` is called with each write behind a finish.
     """
 
-    __slots__ = ("_alike", "_downstream", "_end", "_ending", "_finished", "_gaps", "_hide", "_is_chat", "_more_events",
-                 "_observer", "_passed_bytes", "_scanner", "_stream", "_times_s", "_watchdog")  # fmt: skip
+    __slots__ = ("_alike", "_downstream", "_end", "_ending", "_finished", "_gaps", "_hide", "_is_chat", "_observer",
+                 "_scanner", "_stream", "_untold", "_watchdog", "_write")  # fmt: skip
 
     def __init__(
         self,
@@ -65,9 +64,8 @@ class EventFlow:
         self._ending = ending
         self._is_chat = ending.is_chat
         self._alike = AlikeEvents()
-        self._times_s: list[float] = []  # of each read that passed and was not told of
-        self._more_events = 0  # in those reads, behind the first of each
-        self._passed_bytes = 0
+        self._untold = self._alike.kept  # three for each event
+        self._write: Callable[[bytes], object] = _nowhere
         self._finished = finished
         self._end: asyncio.Future[None] | None = None  # of the flow, while there is one
 
@@ -91,30 +89,27 @@ class EventFlow:
         self._watchdog.flows(self._silent_s)
         self._stream.flow_into(self._arrived)
         try:
+            self._write = self._downstream.flow(self._stop)
             await self._end
         finally:
             self._end = None  # it may hold an error, whose frames hold this flow
+            self._write = _nowhere
             self._stream.flow_into(None)
+            self._downstream.end_flow()
             self._watchdog.flows(None)
             self._tell()
 
     def _passed(self, data: bytes) -> bytes:
-        """Called by the connection with each read, once an event was learnt; returns what is not like it."""
+        """Called by the connection with each read, once an event was learnt; returns what is not like it.
+
+        What it takes is what an event costs. That the client left, or must read before more comes, is told by its side.
+        """
         try:
-            size, _, event = data.partition(b"\r\n")
-            if size != _SIZES.get(len(event)):
-                return self._first_passed(data)
-            shown = self._alike.shown(event)
+            shown = self._alike.shown(data, perf_counter())
             if shown is None:
-                self._tell()
-                return data
-            self._times_s.append(perf_counter())
-            self._passed_bytes += len(event) - 2  # without the chunk's line end
-            if shown is not event:
-                data = b"\r\n".join((_SIZES[len(shown)], shown))
-            if not self._downstream.write_chunk(data, len(shown) - 2):
-                self._stop()
-            elif self._passed_bytes > _UNTOLD_BYTES:
+                return self._first_passed(data)
+            self._write(shown)
+            if len(self._untold) > 3 * _MAX_UNTOLD:
                 self._tell()
         except Exception as error:  # noqa: BLE001 - as in `_arrived`
             self._stop(error=error)
@@ -122,33 +117,30 @@ class EventFlow:
 
     def _first_passed(self, data: bytes) -> bytes:
         """The same for a read that is not one chunk: pass on the first ones that are, in one write."""
-        shown: list[bytes] = []
+        chunks: list[bytes] = []
+        now_s = perf_counter()
         while (end := data.find(b"\r\n", data.find(b"\r\n") + 2) + 2) > 1:
-            size, _, event = data[:end].partition(b"\r\n")
-            if size != _SIZES.get(len(event)) or (one := self._alike.shown(event)) is None:
+            shown = self._alike.shown(data[:end], now_s)
+            if shown is None:
                 break
-            shown.append(one[:-2])
-            self._passed_bytes += len(event) - 2
+            chunks.append(shown)
             data = data[end:]
-        if shown:
-            self._times_s.append(perf_counter())
-            self._more_events += len(shown) - 1
-            if not self._downstream.write_now(b"".join(shown)):
-                self._stop()
-        if data or self._passed_bytes > _UNTOLD_BYTES:
-            self._tell()
+            now_s = _IN_ONE_READ
+        if chunks:
+            self._write(b"".join(chunks))
+        self._tell()
         return data
 
     def _tell(self) -> None:
         """Tell all who follow the stream what passed since they were last told: together it costs them less."""
-        if not self._times_s:
+        if not self._untold:
             return
-        self._stream.passed_chunks(self._passed_bytes)
-        self._scanner.events += len(self._times_s) + self._more_events
-        self._gaps.saw_all(self._times_s)
-        self._times_s.clear()
-        self._more_events = self._passed_bytes = 0
-        self._observer.saw(self._alike.said())
+        passed = self._alike.take()
+        self._stream.passed_chunks(passed.body_bytes)
+        self._downstream.flowed(passed.shown_bytes, passed.chunk_bytes)
+        self._scanner.events += passed.events
+        self._gaps.saw_all(passed.times_s)
+        self._observer.saw(passed.said)
 
     def _arrived(self, data: bytes) -> None:
         """Called by the connection. Errors are raised where they can be handled: in the exchange's task."""
@@ -165,7 +157,7 @@ class EventFlow:
             if finish_seen:
                 self._stream.tap(None)
                 self._finished()
-            elif self._is_chat:
+            elif self._is_chat and goes_on:
                 self._stream.tap(self._passed if self._alike.learn(data, shown) else None)
             if not goes_on:
                 self._stop()
@@ -185,5 +177,10 @@ class EventFlow:
             end.set_exception(error)
 
     def _silent_s(self) -> float:
-        """For how long nothing has come."""
-        return perf_counter() - (self._times_s[-1] if self._times_s else self._gaps.last_s)
+        """For how long nothing has come. All are told of what has: who asks this looks at them as well."""
+        self._tell()
+        return perf_counter() - self._gaps.last_s
+
+
+def _nowhere(_: bytes) -> None:
+    """Where chunks go while none flow."""

@@ -167,16 +167,12 @@ class Watchdog(Discreet):
         """Act on what is due, and arm the timer for what is due next."""
         now = self.loop.time()
         self._timer, self._due_s = None, _NEVER_S
+        if self._silent_s is not None and self._waiting_since_s is not None:
+            self._waiting_since_s = max(self._waiting_since_s, now - self._silent_s())
         for check in (self._check_stall, self._check_total, self._check_idle, self._check_keepalive):
             due_s = check(now)
             if due_s is not None:
                 self._look_by(due_s)
-
-    def _silent_since(self, now: float) -> float | None:
-        """Since when nothing has come, None while nobody waits for it."""
-        if self._silent_s is None or self._waiting_since_s is None:
-            return self._waiting_since_s
-        return max(self._waiting_since_s, now - self._silent_s())
 
     def _check_total(self, now: float) -> float | None:
         if self.deadline_s is None or self.fired is not None:
@@ -189,7 +185,7 @@ class Watchdog(Discreet):
     def _check_idle(self, now: float) -> float | None:
         if self.idle_s is None or self.fired is not None:
             return None
-        since_s = self._silent_since(now)
+        since_s = self._waiting_since_s
         if since_s is None:
             return now + self.idle_s  # waiting may begin any moment, and then counts from that moment
         due = since_s + self.idle_s
@@ -215,7 +211,7 @@ class Watchdog(Discreet):
     def _check_keepalive(self, now: float) -> float | None:
         if self._keepalive is None or self._keepalive_s is None or self.fired is not None:
             return None
-        since_s = self._silent_since(now)
+        since_s = self._waiting_since_s
         if since_s is None:
             return now + self._keepalive_s
         due = max(since_s, self._kept_alive_s) + self._keepalive_s

@@ -26,7 +26,7 @@ from proxy.core import errors
 from proxy.phases.exchange import new_exchange_id
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from aiohttp import StreamReader
     from aiohttp.http import RawRequestMessage
@@ -51,7 +51,8 @@ _MAX_UNSENT_BYTES_TLS: Final = 1
 class Connection(RequestHandler):
     """A client's connection. `remote` is the address it comes from, `task` the one in which its requests are served."""
 
-    __slots__ = ("_content", "_head_bytes", "_may_hold_back", "_server", "_watched", "date", "remote", "task")
+    __slots__ = ("_content", "_head_bytes", "_may_hold_back", "_server", "_watched", "date", "on_full", "remote",
+                 "task")  # fmt: skip
 
     def __init__(self, server: Server, **kwargs: Any) -> None:
         super().__init__(server, **kwargs)
@@ -61,6 +62,9 @@ class Connection(RequestHandler):
         self._head_bytes = 0  # of the next request, so far
         self._may_hold_back = False  # the parser, bytes that it was given
         self._watched: tuple[int, asyncio.Transport] | None = None  # by `Server.hangups`
+        self.on_full: Callable[[], object] | None = (
+            None  # told at once when the client must read before more is written
+        )
         self.date = server.date
         self.remote = ""
 
@@ -143,6 +147,12 @@ class Connection(RequestHandler):
         waiter = self._waiter
         if waiter is not None and not waiter.done():
             waiter.set_result(None)
+
+    def pause_writing(self) -> None:
+        """Called by the transport: it keeps what the client's kernel did not take."""
+        super().pause_writing()
+        if self.on_full is not None:
+            self.on_full()
 
     def pause_reading(self) -> None:
         """Stop reading, as nobody takes what was read of a body; the parser stops too, at the next piece of any."""

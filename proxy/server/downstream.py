@@ -17,6 +17,8 @@ from aiohttp import HttpVersion10
 from proxy.core.discreet import as_repr
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from aiohttp import StreamReader
     from aiohttp.http import RawRequestMessage
 
@@ -145,16 +147,26 @@ class Downstream(msgspec.Struct, eq=False):
         transport.write(data)
         return not connection._paused  # noqa: SLF001 - the property of the same meaning costs a call for each event
 
-    def write_chunk(self, chunk: bytes, body_bytes: int) -> bool:
-        """`write_now` for what is a chunk already, of so much body, and has others before it."""
+    def flow(self, on_full: Callable[[], object]) -> Callable[[bytes], object]:
+        """What whole chunks may be given to, behind others, until `end_flow`; what flowed is told later, by `flowed`.
+
+        `on_full` is called, from within that, when the client must read before more is written. Raises
+        `ConnectionError` when the client has left; if it leaves later, what is written is lost.
+        """
         connection = self._connection
-        transport = connection.transport
-        if transport is None or transport.is_closing():
+        if connection.transport is None:
             raise ConnectionResetError("the client has left")
+        connection.on_full = on_full
+        return connection.transport.write
+
+    def end_flow(self) -> None:
+        """No more chunks flow."""
+        self._connection.on_full = None
+
+    def flowed(self, body_bytes: int, chunk_bytes: int) -> None:
+        """Chunks flowed, of so many bytes without their framing and with it."""
         self.sent_bytes += body_bytes
-        self._written_bytes += len(chunk)
-        transport.write(chunk)
-        return not connection._paused  # noqa: SLF001 - as above
+        self._written_bytes += chunk_bytes
 
     def write_comment(self, data: bytes) -> None:
         """Write what is no part of the upstream's answer, between two events of a silent stream."""

@@ -22,6 +22,8 @@ from proxy.upstream.connection import UpstreamConnection
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from proxy.upstream.pool import ReadBuffer
+
 HAPPY_EYEBALLS_DELAY_S: Final = 0.25  # RFC 8305 section 5
 # A vanished peer is noticed after 60 + 4 x 15 s: sooner than most idle timeouts of the network in between.
 KEEPALIVE_IDLE_S: Final = 60
@@ -86,7 +88,7 @@ def tls_context(
 
 
 async def connect(
-    origin: Origin, *, read_buffer: memoryview, on_closed: Callable[[UpstreamConnection], None], timeout_s: float
+    origin: Origin, *, read_buffer: ReadBuffer, on_closed: Callable[[UpstreamConnection], None], timeout_s: float
 ) -> UpstreamConnection:
     """Open a connection within `timeout_s` seconds, tunnel and TLS included.
 

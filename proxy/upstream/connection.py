@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Callable
 
+    from proxy.upstream.pool import ReadBuffer
+
 READ_BUFFER_BYTES: Final = 16 * 1024  # at most this much arrives in one callback
 MAX_WAITING_BYTES: Final = 16 * 1024  # of body that nobody took: above it, reading pauses
 MAX_UNSENT_BYTES: Final = 64 * 1024  # in the transport: above it, an upload waits; uvloop's and asyncio's default
@@ -28,39 +30,23 @@ MAX_UNSENT_BYTES: Final = 64 * 1024  # in the transport: above it, an upload wai
 class UpstreamConnection(asyncio.BufferedProtocol):
     """The connection.
 
-    `read_buffer` may be shared by all connections of a loop: asyncio and uvloop fill it and call `buffer_updated` with
-    nothing in between. `on_closed` is called once, when the connection became unusable. While there is a `sink`, it is
-    called with body bytes as they arrive, and with b"" when some wait, or the body or the connection ended. A `tap` is
-    given each read that begins with a chunk before that, framing and all, and returns what is left behind whole chunks.
+    `read_buffer` may be shared by all connections of a loop: asyncio and uvloop ask `get_buffer` for it, fill it and
+    call `buffer_updated` with nothing in between. `on_closed` is called once, when the connection became unusable.
+    While there is a `sink`, it is called with body bytes as they arrive, and with b"" when some wait, or the body or
+    the connection ended. Before that the function given to `tap_into` has each read that begins with a chunk, framing
+    and all, and returns what is left behind whole chunks.
     """
 
-    __slots__ = (
-        "_drained",
-        "_error",
-        "_handshaking",
-        "_loop",
-        "_on_closed",
-        "_poll",
-        "_read_buffer",
-        "_reader",
-        "_reading_paused",
-        "_tls",
-        "_transport",
-        "_waiter",
-        "_writing_paused",
-        "closed",
-        "exchanges",
-        "opened_s",
-        "request_sent",
-        "sink",
-        "tap",
-    )
+    __slots__ = ("_drained", "_error", "_handshaking", "_loop", "_on_closed", "_open_tap", "_poll", "_read_buffer",
+                 "_reader", "_reading_paused", "_tap", "_tls", "_transport", "_waiter", "_writing_paused", "closed",
+                 "exchanges", "get_buffer", "opened_s", "request_sent", "sink")  # fmt: skip
 
-    def __init__(self, read_buffer: memoryview, on_closed: Callable[[UpstreamConnection], None]) -> None:
+    def __init__(self, read_buffer: ReadBuffer, on_closed: Callable[[UpstreamConnection], None]) -> None:
         self.exchanges = 0  # begun on this connection
         self.closed = False
         self.request_sent = False  # all of the current exchange's request
-        self._read_buffer = read_buffer
+        self._read_buffer = read_buffer.view
+        self.get_buffer = read_buffer.get  # type: ignore[assignment, method-assign]  # faster than a method of ours
         self._on_closed = on_closed
         self._loop = asyncio.get_running_loop()
         self.opened_s = self._loop.time()
@@ -71,7 +57,8 @@ class UpstreamConnection(asyncio.BufferedProtocol):
         self._error: BaseException | None = None
         self._waiter: asyncio.Future[None] | None = None
         self.sink: Callable[[bytes], None] | None = None
-        self.tap: Callable[[bytes], bytes] | None = None
+        self._tap: Callable[[bytes], bytes] | None = None
+        self._open_tap: Callable[[bytes], bytes] | None = None  # which is given reads without asking anything else
         self._drained: asyncio.Future[None] | None = None
         self._handshaking = self._reading_paused = self._writing_paused = False
 
@@ -125,6 +112,17 @@ class UpstreamConnection(asyncio.BufferedProtocol):
             raise RuntimeError("two tasks read one upstream connection")
         self._waiter = self._loop.create_future()
         return self._waiter
+
+    def tap_into(self, tap: Callable[[bytes], bytes] | None) -> None:
+        """From now on `tap` is given what it is for, until this is called with None."""
+        self._tap = tap
+        self._turn_tap()
+
+    def _turn_tap(self) -> None:
+        """Open it, or close it, by what the next read begins with, if that is known."""
+        reader = self._reader
+        is_open = self._tls is None and reader is not None and reader.between_chunks
+        self._open_tap = self._tap if is_open else None
 
     def resume_reading(self) -> None:
         """Read on, if reading was paused because too much waited."""
@@ -195,12 +193,13 @@ class UpstreamConnection(asyncio.BufferedProtocol):
         if self.closed:  # connecting was cancelled meanwhile
             self._transport.abort()
 
-    def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - the signature is asyncio's
-        """Called by the transport: where the next read goes."""
-        return self._read_buffer
-
     def buffer_updated(self, nbytes: int) -> None:
         """Called by the transport: `nbytes` arrived in the buffer."""
+        tap = self._open_tap
+        if tap is not None:
+            if rest := tap(self._read_buffer[:nbytes].tobytes()):
+                self._parse(rest)
+            return
         if self._tls is None:
             self._feed(self._read_buffer[:nbytes])
             return
@@ -245,10 +244,13 @@ class UpstreamConnection(asyncio.BufferedProtocol):
 
     def _feed(self, data: memoryview | bytes) -> None:
         reader = self._reader
-        if (tap := self.tap) is not None and reader is not None and reader.between_chunks:
-            data = tap(bytes(data))
-            if not data:
-                return
+        if self._tap is None or reader is None or not reader.between_chunks:
+            self._parse(data)
+        elif rest := self._tap(bytes(data)):
+            self._parse(rest)
+
+    def _parse(self, data: memoryview | bytes) -> None:
+        reader = self._reader
         if self.sink is not None and reader is not None and (body := reader.whole_chunk(data)):
             self.sink(body)
             return
@@ -271,6 +273,8 @@ class UpstreamConnection(asyncio.BufferedProtocol):
             self.sink(b"")  # of a body that ended or is too much, all waits for a reader
         elif body := reader.take():  # framing alone is no sign of life
             self.sink(body)
+        if self._tap is not None:
+            self._turn_tap()
 
     def _ended(self, cause: Exception | None) -> None:
         """The peer closed the connection, or it broke because of `cause`."""

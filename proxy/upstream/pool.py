@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Final
+import functools
+from typing import TYPE_CHECKING, Final, cast
 
 from proxy.upstream.connect import Origin, ProxyAddress, connect
 from proxy.upstream.connection import READ_BUFFER_BYTES
 from proxy.upstream.silence import Silence
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from proxy.upstream.connection import UpstreamConnection
 
 __all__ = ["Origin", "ProxyAddress", "UpstreamPool"]
@@ -18,6 +21,15 @@ MAX_IDLE_S: Final = 60.0  # however long an upstream says that it keeps connecti
 # A name may point elsewhere by then: a connection that is always busy would never find out.
 MAX_AGE_S: Final = 600.0
 IDLE_MARGIN_S: Final = 1.0  # we let go that much earlier than the upstream, so that a request does not meet its close
+
+
+class ReadBuffer:
+    """Where reads go: `view`, and `get`, which returns it whatever it is given."""
+
+    def __init__(self) -> None:
+        self.view = memoryview(bytearray(READ_BUFFER_BYTES))
+        # with what it is given for the default
+        self.get = cast("Callable[[int], memoryview]", functools.partial({"view": self.view}.get, "view"))
 
 
 class UpstreamPool:
@@ -33,7 +45,7 @@ class UpstreamPool:
         self._idle_s = idle_s
         self.loop = asyncio.get_running_loop()
         self.silence = Silence(self.loop)
-        self._read_buffer = memoryview(bytearray(READ_BUFFER_BYTES))
+        self._read_buffer = ReadBuffer()
         self._open: set[UpstreamConnection] = set()
         self._idle: dict[UpstreamConnection, float] = {}  # in order of release: until when, in the loop's time
         self._sweeper: asyncio.TimerHandle | None = None

@@ -79,7 +79,7 @@ class UpstreamStream(Discreet):
         """
         if self._connection is not None:
             self._connection.sink = sink
-            self._connection.tap = None
+            self._connection.tap_into(None)
 
     def tap(self, tap: Callable[[bytes], bytes] | None) -> None:
         """While the body flows, give each read that begins with a chunk to `tap`, framing and all, before the sink.
@@ -88,7 +88,7 @@ class UpstreamStream(Discreet):
         It returns what is left.
         """
         if self._connection is not None:
-            self._connection.tap = tap
+            self._connection.tap_into(tap)
 
     def passed_chunks(self, body_bytes: int) -> None:
         """So much body went by the tap."""

@@ -52,12 +52,19 @@ def _events(draw: st.DrawFn) -> list[bytes]:
     return events
 
 
+def _chunk(event: bytes) -> bytes:
+    return b"%x\r\n%b\r\n" % (len(event), event)
+
+
 def _shown(alike: AlikeEvents, event: bytes) -> bytes | None:
-    shown = alike.shown(event + b"\r\n")
+    kept = len(alike.kept)
+    shown = alike.shown(_chunk(event), 1.0)
+    assert len(alike.kept) == kept + 3 * (shown is not None)
     if shown is None:
         return None
-    assert shown.endswith(b"\r\n")
-    return shown[:-2]
+    _, _, rest = shown.partition(b"\r\n")
+    assert shown == _chunk(rest[:-2])
+    return rest[:-2]
 
 
 @given(_events(), st.booleans())
@@ -65,27 +72,41 @@ def _shown(alike: AlikeEvents, event: bytes) -> bytes | None:
 def test_an_event_that_is_like_another_is_shown_as_by_itself(events: list[bytes], hides: bool) -> None:
     alike, scanner, ending = AlikeEvents(), EventScanner(), EndingWatch("chat")
     told, told_together = EventAnswer(), EventAnswer()
+    came: list[bytes] = []
+    went: list[bytes] = []
     for event in events:
         hide = UsageHider().hide if hides else bytes
         shown = _shown(alike, event)
         before = scanner.events
         if shown is not None:
-            assert b"error" not in event
             assert scanner.takes(event)
             assert scanner.events == before + 1
             assert not ending.flowed(event)
             assert shown == hide(event)
+            assert not EndingWatch("chat").flowed(event)
             told.saw(event)
+            came.append(event)
+            went.append(shown)
         elif b"error" not in event and scanner.takes(event):
             if ending.flowed(event):
                 break  # what comes behind a finish is looked at by itself
+            _take(alike, came, went, told_together)
             alike.learn(event, hide(event))
-    told_together.saw(alike.said())
+    _take(alike, came, went, told_together)
     for reader in (told, told_together):
         reader.finish()
     assert told_together.take_texts() == told.take_texts()
     assert not told.faults
-    assert not alike.texts
+
+
+def _take(alike: AlikeEvents, came: list[bytes], went: list[bytes], told: EventAnswer) -> None:
+    passed = alike.take()
+    assert (passed.events, passed.times_s, passed.body_bytes) == (len(came), [1.0] * len(came), sum(map(len, came)))
+    assert (passed.shown_bytes, passed.chunk_bytes) == (sum(map(len, went)), sum(map(len, map(_chunk, went))))
+    assert not alike.kept
+    told.saw(passed.said)
+    came.clear()
+    went.clear()
 
 
 @pytest.mark.parametrize("obfuscation", [None, "abc"])
@@ -103,7 +124,8 @@ def test_the_chunks_of_an_answer_are_alike(obfuscation: str | None) -> None:
     alike.learn(chunk("Hi"), UsageHider().hide(chunk("Hi")))
     for text in ("a", "", "Grüße", "{}", "a\nb", 'say "so"', "C:\\", "x" * 1000):
         assert _shown(alike, chunk(text)) == UsageHider().hide(chunk(text))
-    for text in ("an error", "\x00", "x" * MAX_ALIKE_BYTES):
+    assert _shown(alike, chunk("an error")) == UsageHider().hide(chunk("an error"))  # says it, and is none
+    for text in ("\x00", "x" * MAX_ALIKE_BYTES):
         assert _shown(alike, chunk(text)) is None
     alike.forget()
     assert _shown(alike, chunk("a")) is None

@@ -9,7 +9,7 @@ from proxy.phases.exchange import Endpoint, Exchange, Treatment
 from proxy.upstream.framing import ResponseHead
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
 
     from proxy.core.ending import StreamShape
     from proxy.core.headers import RawHeaders
@@ -83,6 +83,7 @@ class FakeDownstream:
         self.ended: str | None = None  # finish, cut or abort
         self.is_waiting = False
         self.acknowledged: int | None = None
+        self.flowing_bytes = self.flowing_body_bytes = 0  # not told of, with framing and without
 
     @property
     def body(self) -> bytes:
@@ -105,10 +106,29 @@ class FakeDownstream:
         self.writes.append(data)
         return not self.is_full
 
-    def write_chunk(self, chunk: bytes, body_bytes: int) -> bool:
-        size, _, rest = chunk.partition(b"\r\n")
-        assert (int(size, 16), rest[body_bytes:]) == (body_bytes, b"\r\n"), chunk
-        return self.write_now(rest[:body_bytes])
+    def flow(self, on_full: Callable[[], object]) -> Callable[[bytes], object]:
+        def write(chunks: bytes) -> None:
+            if not self.write_now(b"".join(self._bodies(chunks))):
+                on_full()
+
+        return write
+
+    def _bodies(self, chunks: bytes) -> Iterator[bytes]:
+        while chunks:
+            line, _, rest = chunks.partition(b"\r\n")
+            size = int(line, 16)
+            self.flowing_bytes += len(line) + 2 + size + 2
+            self.flowing_body_bytes += size
+            assert rest[size : size + 2] == b"\r\n", chunks
+            yield rest[:size]
+            chunks = rest[size + 2 :]
+
+    def end_flow(self) -> None:
+        """Nothing is held here."""
+
+    def flowed(self, body_bytes: int, chunk_bytes: int) -> None:
+        self.flowing_bytes -= chunk_bytes
+        self.flowing_body_bytes -= body_bytes
 
     def write_comment(self, data: bytes) -> None:
         self.writes.append(data)

@@ -18,6 +18,7 @@ from proxy.phases.forward import Answer
 from proxy.phases.relay import relay
 from proxy.phases.watchdog import Watchdog
 from proxy.upstream.connection import READ_BUFFER_BYTES, UpstreamConnection
+from proxy.upstream.pool import ReadBuffer
 from proxy.upstream.stream import UpstreamStream
 from tests.fakes.accounts import accompaniment, observer
 from tests.fakes.injected import cut
@@ -88,7 +89,7 @@ class _Upstream:
     """A connection whose bytes the test hands in, as a transport does: not while reading is paused."""
 
     def __init__(self) -> None:
-        self.buffer = memoryview(bytearray(READ_BUFFER_BYTES))
+        self.buffer = ReadBuffer()
         self.connection = UpstreamConnection(self.buffer, lambda _: None)
         self.reads = asyncio.Event()
         self.reads.set()
@@ -101,7 +102,7 @@ class _Upstream:
         )
 
     def give(self, data: bytes) -> None:
-        self.buffer[: len(data)] = data
+        self.buffer.view[: len(data)] = data
         self.connection.buffer_updated(len(data))
 
     def set_write_buffer_limits(self, **_: int) -> None:
@@ -166,6 +167,7 @@ async def _run(case: _Case) -> tuple[_Found, int]:
     while not relaying.done():
         downstream.pace.reads.set()
         await _turns(1)
+    assert (downstream.flowing_body_bytes, downstream.flowing_bytes) == (0, 0)
     dog.stop()
     watching.finish()
     relayed = relaying.result()
