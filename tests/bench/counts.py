@@ -1,6 +1,6 @@
-"""What a request, a short stream and an event take in bytecodes and Python calls, by function.
+"""What a request, a short stream, one that comes at once and an event take in bytecodes and Python calls, by function.
 
-    python -m tests.bench.counts [request] [stream] [event] [--rows 40]
+    python -m tests.bench.counts [request] [stream] [burst] [event] [--rows 40]
 
 Counts are the same on an idle machine and on a busy one: for finding what to make shorter, and for the figures of
 tests/scenarios/test_hot_path_counts.py. Only the thread of the event loop is counted; a bytecode takes 20 to 25 ns.
@@ -29,6 +29,7 @@ async def measure(units: list[str]) -> list[Counts]:
             ways = {
                 "request": lambda: on.requests(100),
                 "stream": lambda: on.streams(50),
+                "burst": lambda: on.bursts(50),
                 "event": lambda: on.events(300),
             }
             return [await ways[unit]() for unit in units]
@@ -49,10 +50,10 @@ def show(counts: Counts, rows: int) -> None:
 def main() -> None:
     """Count and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("unit", nargs="*", help="request, stream, event; all of them by default")
+    parser.add_argument("unit", nargs="*", help="request, stream, burst (a stream in one read), event; all by default")
     parser.add_argument("--rows", type=int, default=40, help="functions; half as many files")
     args = parser.parse_args()
-    known = ["request", "stream", "event"]
+    known = ["request", "stream", "burst", "event"]
     if not set(args.unit) <= set(known):
         parser.error(f"units are {', '.join(known)}")
     seen = uvloop.run(measure(args.unit or known))

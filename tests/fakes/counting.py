@@ -87,6 +87,7 @@ class Counted:
         for _ in range(WARM_UP):
             await self._request()
             await self._stream()
+            await self._burst()
 
     async def requests(self, count: int) -> Counts:
         """What a request that is not streamed takes."""
@@ -97,6 +98,11 @@ class Counted:
         """What a stream of ten events takes, from the request to its end."""
         async with asyncio.timeout(PATIENCE_S):
             return await self._count("stream", count, self._stream)
+
+    async def bursts(self, count: int) -> Counts:
+        """What a stream of ten events takes that comes in one read, head and all."""
+        async with asyncio.timeout(PATIENCE_S):
+            return await self._count("burst", count, self._burst)
 
     async def events(self, count: int) -> Counts:
         """What one more event of a stream takes."""
@@ -179,6 +185,13 @@ class Counted:
         for _ in range(EVENTS_A_STREAM):
             await self._event(answer)
         await self._end(answer, EVENTS_A_STREAM)
+
+    async def _burst(self) -> None:
+        self._client.send("POST", "/v1/chat/completions", {"model": "mock", "stream": True, **CHAT}, key=KEY)
+        await self._peer.answer(HEAD + DELTAS[True] * EVENTS_A_STREAM + ending(EVENTS_A_STREAM, tells_usage=True))
+        answer = await self._client.answer()
+        assert answer.whole
+        assert answer.body.endswith(b"data: [DONE]\n\n")
 
 
 @contextlib.asynccontextmanager

@@ -40,6 +40,7 @@ MEASURED: Final = {
     (3, 11): {
         "request": Taken(bytecodes=7_285, calls=216),
         "stream": Taken(bytecodes=13_169, calls=395),
+        "burst": Taken(bytecodes=9_251, calls=278),
         "event": Taken(bytecodes=212, calls=3.79),
     }
 }
@@ -63,7 +64,7 @@ def over(counts: Counts) -> list[str]:
 
 
 async def test_the_usual_paths_take_no_more_steps_than_they_did(tmp_path: Path) -> None:
-    """A request, a short stream and an event, each by itself; what seems to be over is counted again.
+    """A request, a short stream, one in one read and an event, each by itself; what seems to be over is counted again.
 
     A worker that waits for a processor finds timers due more often, and its ledger's thread behind its upstream.
     """
@@ -71,6 +72,7 @@ async def test_the_usual_paths_take_no_more_steps_than_they_did(tmp_path: Path) 
         ways = [
             functools.partial(on.requests, 60),
             functools.partial(on.streams, 30),
+            functools.partial(on.bursts, 30),
             functools.partial(on.events, 200),
         ]
         seen = [await way() for way in ways]
