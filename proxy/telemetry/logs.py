@@ -82,7 +82,7 @@ def _cover(line: bytes) -> bytes:
 
     Most lines have no space at all, and to find that out is the cheapest of them.
     """
-    if _KEY(line) or (b" " in line and (b"earer " in line or b"EARER " in line)):
+    if _KEY(line) or (b" " in line and b"bearer " in line.lower()):
         return _CREDENTIALS.sub(MASK.encode(), line)
     return line
 

@@ -141,6 +141,7 @@ class TestSecrets:
             "Bearer " + "abc.def-123",
             "authorization: bearer abc.def-123",
             "BEARER  abc.def-123",
+            "bEaReR abc.def-123",
         ],
     )
     @pytest.mark.parametrize("form", ["json", "console"])
