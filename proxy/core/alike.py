@@ -8,6 +8,7 @@ or touched, than it takes to know that, since an event meets cold caches; what t
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import Any, Final, NamedTuple, cast
 
 from proxy.core.usual_chunks import usual_text
@@ -54,18 +55,17 @@ class AlikeEvents:
     `take`; before that nothing else may be learnt.
     """
 
-    __slots__ = ("_between", "_between_bytes", "_end", "_hidden_bytes", "_keep", "_minus_end", "_shown_between",
-                 "_shown_end", "_start", "_start_bytes", "kept")  # fmt: skip
+    __slots__ = ("_between", "_between_bytes", "_end", "_end_bytes", "_hidden_bytes", "_shown_between", "_shown_end",
+                 "_start", "_start_bytes", "kept")  # fmt: skip
 
     def __init__(self) -> None:
         self.kept: list[Any] = []  # of each in turn: when it came, its text, the bytes of its chunk
-        self._keep = self.kept.extend
         self._start = _NOTHING  # up to the text
         self._start_bytes = 1
         self._between = self._shown_between = b""  # from the text's end to the filler; empty without one
         self._between_bytes = 0
         self._end = self._shown_end = b""  # from the end of the filler, or of the text, to that of the chunk
-        self._minus_end = 0  # where it begins, from behind
+        self._end_bytes = 0
         self._hidden_bytes = 0  # of each event
 
     def forget(self) -> None:
@@ -92,17 +92,18 @@ class AlikeEvents:
         if shown == event and _USAGE in event:
             return  # a usage that was left is not understood
         if filler < len(_FILLER):
-            self._between = self._shown_between = b""
-            self._between_bytes = 0
-            self._end, self._shown_end = event[end:] + _LINE_END, shown[end:] + _LINE_END
+            between = shown_between = b""
+            rest, shown_rest = event[end:] + _LINE_END, shown[end:] + _LINE_END
         else:
             filler_end = event.find(b'"', filler)
             if _ODD.search(event, filler, filler_end) or not shown.endswith(event[filler:]):
                 return
-            self._between, self._between_bytes = event[end:filler], filler - end
-            self._shown_between = shown[end : len(shown) - (len(event) - filler)]
-            self._end = self._shown_end = event[filler_end:] + _LINE_END
-        self._start, self._start_bytes, self._minus_end = event[:begin], begin, -len(self._end)
+            between = event[end:filler]
+            shown_between = shown[end : len(shown) - (len(event) - filler)]
+            rest = shown_rest = event[filler_end:] + _LINE_END
+        self._start, self._start_bytes = event[:begin], begin
+        self._between, self._between_bytes, self._shown_between = _one(between), len(between), _one(shown_between)
+        self._end, self._end_bytes, self._shown_end = _one(rest), len(rest), _one(shown_rest)
         self._hidden_bytes = len(event) - len(shown)
 
     def shown(self, chunk: bytes, now_s: float) -> bytes | None:
@@ -123,12 +124,12 @@ class AlikeEvents:
                 return None
         filler = b""
         if self._between_bytes:
-            filler = chunk[end + self._between_bytes : self._minus_end]
+            filler = chunk[end + self._between_bytes : chunk_bytes - self._end_bytes]
             if not filler.isalnum() and _find_odd(filler):
                 return None
         if b"".join((size_line, self._start, text, self._between, filler, self._end)) != chunk:
             return None
-        self._keep((now_s, text, chunk_bytes))
+        self.kept.extend((now_s, text, chunk_bytes))
         if not self._hidden_bytes:
             return chunk
         size_line = _SIZE_LINES[chunk_bytes - line_bytes - self._hidden_bytes - 2]
@@ -146,6 +147,12 @@ class AlikeEvents:
         framing_bytes = sum([len(_SIZE_LINES[size - hidden_bytes]) + 2 for size in sizes])
         said = b'data: {"choices":[{"delta":{"content":"%b"}}]}\n\n' % b"".join(texts)
         return Passed(len(sizes), times_s, body_bytes, shown_bytes, shown_bytes + framing_bytes, said)
+
+
+@lru_cache(maxsize=256)
+def _one(part: bytes) -> bytes:
+    """One object for what many streams have in common: of what is their own, little is in the caches."""
+    return part
 
 
 def _is_utf8(text: bytes) -> bool:

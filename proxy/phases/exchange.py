@@ -116,6 +116,13 @@ class RequestBody(Protocol):
         """
 
 
+class Sink(Protocol):
+    """Takes bytes, and does not wait."""
+
+    def write(self, data: bytes) -> None:
+        """Send `data`, or keep what cannot be sent at once."""
+
+
 class Downstream(Protocol):
     """The client's side of an exchange."""
 
@@ -160,8 +167,8 @@ class Downstream(Protocol):
         Raises `ConnectionError` when the client has left.
         """
 
-    def flow(self, on_full: Callable[[], object]) -> Callable[[bytes], object]:
-        """What whole chunks (RFC 9112 section 7.1) may be given to, behind others, until `end_flow`.
+    def flow(self, on_full: Callable[[], object]) -> Sink:
+        """Where whole chunks (RFC 9112 section 7.1) may be given to, behind others, until `end_flow`.
 
         `on_full` is called, from within that, when the client must read before more is written. Raises
         `ConnectionError` when the client has left; if it leaves later, what is written is lost.

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from proxy.core.ending import EndingWatch
     from proxy.core.sse import EventScanner
-    from proxy.phases.exchange import Downstream
+    from proxy.phases.exchange import Downstream, Sink
     from proxy.phases.forward import Answer
     from proxy.phases.relay import Accompaniment
 
@@ -41,8 +41,8 @@ class EventFlow:
     Only where `may_flow`. `finished` is called with each write behind a finish.
     """
 
-    __slots__ = ("_alike", "_downstream", "_end", "_ending", "_finished", "_gaps", "_hide", "_is_chat", "_observer",
-                 "_scanner", "_stream", "_untold", "_watchdog", "_write")  # fmt: skip
+    __slots__ = ("_alike", "_client", "_downstream", "_end", "_ending", "_finished", "_gaps", "_hide", "_is_chat",
+                 "_observer", "_scanner", "_stream", "_watchdog")  # fmt: skip
 
     def __init__(
         self,
@@ -64,8 +64,7 @@ class EventFlow:
         self._ending = ending
         self._is_chat = ending.is_chat
         self._alike = AlikeEvents()
-        self._untold = self._alike.kept  # three for each event
-        self._write: Callable[[bytes], object] = _nowhere
+        self._client: Sink | None = None  # while there is a flow
         self._finished = finished
         self._end: asyncio.Future[None] | None = None  # of the flow, while there is one
 
@@ -89,27 +88,28 @@ class EventFlow:
         self._watchdog.flows(self._silent_s)
         self._stream.flow_into(self._arrived)
         try:
-            self._write = self._downstream.flow(self._stop)
+            self._client = self._downstream.flow(self._stop)
             await self._end
         finally:
             self._end = None  # it may hold an error, whose frames hold this flow
-            self._write = _nowhere
+            self._client = None
             self._stream.flow_into(None)
             self._downstream.end_flow()
             self._watchdog.flows(None)
             self._tell()
 
-    def _passed(self, data: bytes) -> bytes:
+    def passed(self, data: bytes) -> bytes:
         """Called by the connection with each read, once an event was learnt; returns what is not like it.
 
         What it takes is what an event costs. That the client left, or must read before more comes, is told by its side.
         """
         try:
-            shown = self._alike.shown(data, perf_counter())
+            alike = self._alike
+            shown = alike.shown(data, perf_counter())
             if shown is None:
                 return self._first_passed(data)
-            self._write(shown)
-            if len(self._untold) > 3 * _MAX_UNTOLD:
+            self._client.write(shown)  # type: ignore[union-attr]  # which costs less than to ask
+            if len(alike.kept) > 3 * _MAX_UNTOLD:
                 self._tell()
         except Exception as error:  # noqa: BLE001 - as in `_arrived`
             self._stop(error=error)
@@ -126,14 +126,14 @@ class EventFlow:
             chunks.append(shown)
             data = data[end:]
             now_s = _IN_ONE_READ
-        if chunks:
-            self._write(b"".join(chunks))
+        if chunks and self._client is not None:
+            self._client.write(b"".join(chunks))
         self._tell()
         return data
 
     def _tell(self) -> None:
         """Tell all who follow the stream what passed since they were last told: together it costs them less."""
-        if not self._untold:
+        if not self._alike.kept:
             return
         passed = self._alike.take()
         self._stream.passed_chunks(passed.body_bytes)
@@ -158,7 +158,7 @@ class EventFlow:
                 self._stream.tap(None)
                 self._finished()
             elif self._is_chat and goes_on:
-                self._stream.tap(self._passed if self._alike.learn(data, shown) else None)
+                self._stream.tap(self if self._alike.learn(data, shown) else None)
             if not goes_on:
                 self._stop()
         except Exception as error:  # noqa: BLE001 - as the docstring says
@@ -180,7 +180,3 @@ class EventFlow:
         """For how long nothing has come. All are told of what has: who asks this looks at them as well."""
         self._tell()
         return perf_counter() - self._gaps.last_s
-
-
-def _nowhere(_: bytes) -> None:
-    """Where chunks go while none flow."""

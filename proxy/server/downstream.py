@@ -147,8 +147,8 @@ class Downstream(msgspec.Struct, eq=False):
         transport.write(data)
         return not connection._paused  # noqa: SLF001 - the property of the same meaning costs a call for each event
 
-    def flow(self, on_full: Callable[[], object]) -> Callable[[bytes], object]:
-        """What whole chunks may be given to, behind others, until `end_flow`; what flowed is told later, by `flowed`.
+    def flow(self, on_full: Callable[[], object]) -> asyncio.Transport:
+        """Where whole chunks may be given to, behind others, until `end_flow`; what flowed is told later, by `flowed`.
 
         `on_full` is called, from within that, when the client must read before more is written. Raises
         `ConnectionError` when the client has left; if it leaves later, what is written is lost.
@@ -157,7 +157,7 @@ class Downstream(msgspec.Struct, eq=False):
         if connection.transport is None:
             raise ConnectionResetError("the client has left")
         connection.on_full = on_full
-        return connection.transport.write
+        return connection.transport
 
     def end_flow(self) -> None:
         """No more chunks flow."""

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from proxy.upstream.pool import ReadBuffer
+    from proxy.upstream.stream import Tap
 
 READ_BUFFER_BYTES: Final = 16 * 1024  # at most this much arrives in one callback
 MAX_WAITING_BYTES: Final = 16 * 1024  # of body that nobody took: above it, reading pauses
@@ -33,8 +34,7 @@ class UpstreamConnection(asyncio.BufferedProtocol):
     `read_buffer` may be shared by all connections of a loop: asyncio and uvloop ask `get_buffer` for it, fill it and
     call `buffer_updated` with nothing in between. `on_closed` is called once, when the connection became unusable.
     While there is a `sink`, it is called with body bytes as they arrive, and with b"" when some wait, or the body or
-    the connection ended. Before that the function given to `tap_into` has each read that begins with a chunk, framing
-    and all, and returns what is left behind whole chunks.
+    the connection ended. Before that the `Tap` given to `tap_into` has each read that begins with a chunk.
     """
 
     __slots__ = ("_drained", "_error", "_handshaking", "_loop", "_on_closed", "_open_tap", "_poll", "_read_buffer",
@@ -57,8 +57,8 @@ class UpstreamConnection(asyncio.BufferedProtocol):
         self._error: BaseException | None = None
         self._waiter: asyncio.Future[None] | None = None
         self.sink: Callable[[bytes], None] | None = None
-        self._tap: Callable[[bytes], bytes] | None = None
-        self._open_tap: Callable[[bytes], bytes] | None = None  # which is given reads without asking anything else
+        self._tap: Tap | None = None
+        self._open_tap: Tap | None = None  # which is given reads without asking anything else
         self._drained: asyncio.Future[None] | None = None
         self._handshaking = self._reading_paused = self._writing_paused = False
 
@@ -113,7 +113,7 @@ class UpstreamConnection(asyncio.BufferedProtocol):
         self._waiter = self._loop.create_future()
         return self._waiter
 
-    def tap_into(self, tap: Callable[[bytes], bytes] | None) -> None:
+    def tap_into(self, tap: Tap | None) -> None:
         """From now on `tap` is given what it is for, until this is called with None."""
         self._tap = tap
         self._turn_tap()
@@ -197,7 +197,7 @@ class UpstreamConnection(asyncio.BufferedProtocol):
         """Called by the transport: `nbytes` arrived in the buffer."""
         tap = self._open_tap
         if tap is not None:
-            if rest := tap(self._read_buffer[:nbytes].tobytes()):
+            if rest := tap.passed(self._read_buffer[:nbytes].tobytes()):
                 self._parse(rest)
             return
         if self._tls is None:
@@ -246,7 +246,7 @@ class UpstreamConnection(asyncio.BufferedProtocol):
         reader = self._reader
         if self._tap is None or reader is None or not reader.between_chunks:
             self._parse(data)
-        elif rest := self._tap(bytes(data)):
+        elif rest := self._tap.passed(bytes(data)):
             self._parse(rest)
 
     def _parse(self, data: memoryview | bytes) -> None:

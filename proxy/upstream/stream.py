@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from proxy.core.discreet import Discreet
 from proxy.core.errors import INTERNAL, ProxyError
@@ -14,6 +14,13 @@ if TYPE_CHECKING:
     from proxy.upstream.connection import UpstreamConnection
     from proxy.upstream.framing import ResponseHead, ResponseReader
     from proxy.upstream.pool import UpstreamPool
+
+
+class Tap(Protocol):
+    """What reads go by before anything else."""
+
+    def passed(self, data: bytes) -> bytes:
+        """Take the whole chunks (RFC 9112 section 7.1) that `data` begins with; return what is left behind them."""
 
 
 class UpstreamStream(Discreet):
@@ -81,11 +88,10 @@ class UpstreamStream(Discreet):
             self._connection.sink = sink
             self._connection.tap_into(None)
 
-    def tap(self, tap: Callable[[bytes], bytes] | None) -> None:
-        """While the body flows, give each read that begins with a chunk to `tap`, framing and all, before the sink.
+    def tap(self, tap: Tap | None) -> None:
+        """While the body flows, give each read that begins with a chunk to `tap`, before the sink.
 
-        It deals with the first chunks, as many as it likes, and says later, by `passed_chunks`, how much was in them.
-        It returns what is left.
+        It takes as many chunks as it likes, and tells by `passed_chunks`, later, how much was in them.
         """
         if self._connection is not None:
             self._connection.tap_into(tap)

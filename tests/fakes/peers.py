@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, cast
 
 from proxy.core.headers import header
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
 
     from proxy.core.ending import StreamShape
     from proxy.core.headers import RawHeaders
-    from proxy.phases.exchange import RequestBody
+    from proxy.phases.exchange import RequestBody, Sink
     from proxy.phases.watchdog import Watchdog
 
 
@@ -106,12 +107,12 @@ class FakeDownstream:
         self.writes.append(data)
         return not self.is_full
 
-    def flow(self, on_full: Callable[[], object]) -> Callable[[bytes], object]:
+    def flow(self, on_full: Callable[[], object]) -> Sink:
         def write(chunks: bytes) -> None:
             if not self.write_now(b"".join(self._bodies(chunks))):
                 on_full()
 
-        return write
+        return cast("Sink", SimpleNamespace(write=write))
 
     def _bodies(self, chunks: bytes) -> Iterator[bytes]:
         while chunks:
