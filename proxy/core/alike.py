@@ -30,7 +30,7 @@ _NOTHING: Final = b"\n"  # no event begins so
 # by the bytes in a chunk: the line with its size (RFC 9112 section 7.1), as it is usually written
 _SIZE_LINES: Final = [b"%x\r\n" % size for size in range(MAX_ALIKE_BYTES + 1)]
 # by the bytes of the whole chunk, with that line and the line end behind
-_size_line: Final = {size + len(line) + 2: line for size, line in enumerate(_SIZE_LINES)}.get
+_SIZE_LINE_OF: Final = {size + len(line) + 2: line for size, line in enumerate(_SIZE_LINES)}
 
 
 class Passed(NamedTuple):
@@ -112,7 +112,10 @@ class AlikeEvents:
         It came at `now_s`; below 0: in one read with the one before. What its strings say changes nothing, "error" too.
         """
         chunk_bytes = len(chunk)
-        size_line = _size_line(chunk_bytes, b"")
+        try:
+            size_line = _SIZE_LINE_OF[chunk_bytes]
+        except KeyError:
+            return None  # it is too large, or no chunk that says its size has so many bytes
         line_bytes = len(size_line)
         begin = line_bytes + self._start_bytes
         end = chunk.find(b'"', begin)
@@ -140,7 +143,7 @@ class AlikeEvents:
         kept, hidden_bytes = self.kept, self._hidden_bytes
         times_s: list[float] = [when_s for when_s in kept[::3] if when_s >= 0]
         texts: list[bytes] = kept[1::3]
-        sizes = [chunk_bytes - len(_size_line(chunk_bytes, b"")) - 2 for chunk_bytes in kept[2::3]]
+        sizes = [chunk_bytes - len(_SIZE_LINE_OF[chunk_bytes]) - 2 for chunk_bytes in kept[2::3]]
         kept.clear()
         body_bytes = sum(sizes)
         shown_bytes = body_bytes - hidden_bytes * len(sizes)

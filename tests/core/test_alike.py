@@ -131,6 +131,18 @@ def test_the_chunks_of_an_answer_are_alike(obfuscation: str | None) -> None:
     assert _shown(alike, chunk("a")) is None
 
 
+@pytest.mark.parametrize("chunk_bytes", [262, 2055, 2056, 3000])
+def test_an_event_without_its_size_is_no_chunk(chunk_bytes: int) -> None:
+    """Whatever its length: of some lengths there is no chunk that says its size."""
+    alike = AlikeEvents()
+    event = b'data: {"choices":[{"delta":{"content":"T"}}]}\n\n'
+    assert alike.learn(event, event)
+    bare = event.replace(b"T", b"x" * (chunk_bytes - len(event) - 1)) + b"\r\n"
+    assert len(bare) == chunk_bytes
+    assert alike.shown(bare, 1.0) is None
+    assert not alike.kept
+
+
 @pytest.mark.parametrize(
     "last", [b'"content":"text"', b'"content": "text"', b'"c\\u006fntent":"text"', b'"content":""']
 )

@@ -79,6 +79,7 @@ _BREAKS: Final = {
     "half-a-size": (b"f", "fin"),
     "garbage-chunk": (b"zz\r\n", "open"),
     "garbage-behind-a-chunk": (b"1\r\n:garbage", "open"),
+    "event-without-a-size": (delta("x" * 3000) + b"\r\n", "open"),
     "half-a-last-chunk": (b"0\r\n", "fin"),
     "half-an-event": (chunk(_HALF), "fin"),
     "half-an-event-clean": (chunk(_HALF) + LAST_CHUNK, "open"),
