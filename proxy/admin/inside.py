@@ -195,6 +195,8 @@ def with_drained(drained: set[str], upstream: str, *, is_drained: bool) -> list[
 def _in_flight(exchange: Exchange, live: Live, now_s: float) -> InFlight:
     found = live.findings
     is_stream = found.answer is not None and found.answer.kind == "events"
+    if found.answer is not None:
+        found.answer.watchdog.catch_up()  # else what was sent is counted now and then
     return InFlight(
         id=exchange.id,
         key=None if found.principal is None else found.principal.key_id,

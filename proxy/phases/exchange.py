@@ -140,7 +140,7 @@ class Downstream(Protocol):
 
     @property
     def sent_bytes(self) -> int:
-        """Body bytes written so far."""
+        """Body bytes written so far; of what flows, those that were told."""
 
     def start(self, status: int, headers: RawHeaders, content_length: int | None) -> None:
         """Pass the commit point; the head goes out with the first bytes, or by `send_head`.

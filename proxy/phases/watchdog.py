@@ -133,9 +133,17 @@ class Watchdog(Discreet):
             self._waiting_since_s = None
 
     def flows(self, silent_s: Callable[[], float] | None) -> None:
-        """From now on the body flows past `read`, and `silent_s` tells for how long it has not; None: no longer."""
+        """From now on the body flows past `read`, and `silent_s` tells for how long it has not; None: no longer.
+
+        `silent_s` lets all be told of what has flowed, too.
+        """
         self._silent_s = silent_s
         self._waiting_since_s = None if silent_s is None else self.loop.time()
+
+    def catch_up(self) -> None:
+        """Let all be told of what has flowed past `read` so far."""
+        if self._silent_s is not None:
+            self._silent_s()
 
     def keep_alive(self, interval_s: float, send: Callable[[], None]) -> None:
         """Call `send` whenever the upstream has been silent for `interval_s`."""

@@ -74,6 +74,17 @@ async def test_an_exchange_is_shown_without_any_content() -> None:
         await until_none(operator)
 
 
+async def test_all_that_was_sent_so_far_is_counted() -> None:
+    """Also of events that are alike, of which others are told only now and then."""
+    async with watched() as (there, operator):
+        peer, answer = await there.begun(body=ASKED)
+        for events in range(1, 9):
+            await peer.send(chunk(EVENT))
+            await there.piece(answer)
+            assert (await only(operator))["sent_bytes"] == events * len(EVENT)
+        peer.close()
+
+
 async def test_an_exchange_that_is_still_being_read_is_shown() -> None:
     async with watched() as (there, operator):
         there.client.send("POST", "/v1/chat/completions", headers=(("Content-Length", "100"),))
