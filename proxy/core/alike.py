@@ -13,7 +13,8 @@ from typing import Any, Final, NamedTuple, cast
 
 from proxy.core.usual_chunks import usual_text
 
-MAX_ALIKE_BYTES: Final = 2048  # of one event; a larger one is not worth a short way
+# of one event: larger ones are rare, and twenty of them more text than is counted at once (phases/observe.py)
+MAX_ALIKE_BYTES: Final = 768
 # In valid JSON a value that is a string begins behind it, wherever it stands.
 _TEXT: Final = b'"content":"'
 # what is tried in its place: of two members of one name the last counts, and may say one of these, but not both

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from proxy.core.answers import EventAnswer
 from proxy.core.injection import UsageHider
 from proxy.core.sse import MAX_EVENT_BYTES
+from proxy.phases import observe
 from proxy.phases import relay as relay_module
 from proxy.phases.forward import Answer
 from proxy.phases.relay import relay
@@ -236,14 +237,29 @@ async def test_usual_events_go_past_the_loop() -> None:
     assert await _both(_Case(half, 255, 0, "chat", hides=True)) == 5  # the half is for the loop
 
 
-@pytest.mark.parametrize("events", [1, 2, 8])
+@pytest.mark.parametrize("events", [1, 2, 8, 20])
 async def test_much_that_passes_is_told_of_before_it_is_too_much(events: int) -> None:
     """However many events a read holds: else their text piles up, and becomes one event that nobody can follow."""
-    long = [chunk(delta("word " * 370))] * events
+    long = [chunk(delta("word " * 125))] * events
     reads = [chunk(ROLE), chunk(delta("a")), *[b"".join(long)] * 80, chunk(FINISH), chunk(DONE) + LAST_CHUNK]
     found, through = await _run(_Case(reads, 0, 0, "chat", hides=False))
     assert (found.relayed[0], through) == (80 * events + 4, 83)
     assert found.observation is None or found.observation.grade == "counted"  # none yet: it takes a thread
+
+
+@pytest.mark.parametrize("chars", [100, 600, 700, 800, 1300, 1900])
+async def test_long_texts_that_pass_are_counted_well(chars: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many are told of together, they are no more than is counted at once; else the rest is counted roughly."""
+    roughly: list[object] = []
+
+    def count(texts: object, _: str) -> int:
+        roughly.append(texts)
+        return 0
+
+    monkeypatch.setattr(observe, "_ROUGHLY", SimpleNamespace(count=count))
+    reads = [chunk(ROLE), chunk(delta("a")), *[chunk(delta("word " * (chars // 5)))] * 300]
+    await _run(_Case([*reads, chunk(FINISH), chunk(DONE) + LAST_CHUNK], 0, 0, "chat", hides=False))
+    assert not roughly
 
 
 async def _flowing() -> tuple[_Upstream, _SlowDownstream, asyncio.Future[Any]]:
