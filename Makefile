@@ -57,9 +57,10 @@ clean:
 	.venv-smg/bin/python -m pip install --quiet --disable-pip-version-check --requirement tests/bench/smg.txt && touch $@ \
 	  || echo "SMG CANNOT BE INSTALLED: the comparison goes without it"
 
+# a download that stands still is begun anew: npm would wait five minutes
 tests/clients/node_modules/stamp: tests/clients/package.json tests/clients/package-lock.json
 	@if command -v npm >/dev/null; then \
-	  cd tests/clients && npm ci --silent --no-audit --no-fund && touch node_modules/stamp; \
+	  cd tests/clients && npm ci --silent --no-audit --no-fund --fetch-timeout=30000 --fetch-retries=5 && touch node_modules/stamp; \
 	else \
 	  echo "NODE IS NOT INSTALLED: the tests of the Node SDK will be skipped"; \
 	fi
