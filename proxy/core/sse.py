@@ -67,7 +67,7 @@ class EventScanner(Discreet):
     _held: bytearray = msgspec.field(default_factory=bytearray)
     _last: int = _LF  # the last byte fed; a stream begins at the start of a line
     _fresh: bool = True  # nothing was accounted yet, so a byte order mark may come
-    _open: bool = False  # an oversize event is flowing
+    inside_event: bool = False  # an oversize event is flowing
     _open_has_data: bool = False
     _carry: bytes = b""  # the end of what flowed of it
 
@@ -117,14 +117,14 @@ class EventScanner(Discreet):
         """
         rest = bytes(self._held)
         self._held.clear()
-        if rest or self._open:
+        if rest or self.inside_event:
             self._account(rest + b"\n\n")  # a body that ends, ends the line
-        self.at_boundary = not rest and not self._open
-        self._open = False
+        self.at_boundary = not rest and not self.inside_event
+        self.inside_event = False
         return rest
 
     def _feed(self, data: bytes) -> bytes:
-        self.at_boundary = not self._open  # half a CRLF is resolved by whatever follows it
+        self.at_boundary = not self.inside_event  # half a CRLF is resolved by whatever follows it
         end = self._boundary_end(data)
         # A blank line's CR behind an LF is most likely half of a CRLF. The event is complete and goes out, but nothing
         # of ours may come between the halves: clients that split at LF would read it as part of that line.
@@ -134,13 +134,13 @@ class EventScanner(Discreet):
         if end:
             out = self._joined(data[:end])
             self._account(out)
-            self._open = False
+            self.inside_event = False
             self.at_boundary = not half
             data = data[end:]
-        if self._open or len(self._held) + len(data) > MAX_EVENT_BYTES:
+        if self.inside_event or len(self._held) + len(data) > MAX_EVENT_BYTES:
             part = self._joined(data)
             self._account(part, closed=False)
-            self._open = True
+            self.inside_event = True
             self.at_boundary = False
             return out + part
         self._held += data
@@ -172,7 +172,7 @@ class EventScanner(Discreet):
             return first in _LINE_ENDS
         if self._last == _CR:
             # LF completes a CRLF: no blank line, but behind a boundary it belongs to what was released
-            return first == _CR or (first == _LF and not self._held and not self._open)
+            return first == _CR or (first == _LF and not self._held and not self.inside_event)
         return False
 
     def _account(self, block: bytes, *, closed: bool = True) -> None:

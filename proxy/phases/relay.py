@@ -160,7 +160,7 @@ class _EventRelay(Discreet):
     along: Accompaniment
     ending: EndingWatch
     scanner: EventScanner = msgspec.field(default_factory=EventScanner)
-    dropped_after: int | None = None  # so many events are out, and half of one was held back and dropped
+    dropped_after: int | None = None  # so many events came, whole ones are out, and what came behind them was dropped
     unsent_events: int = 0  # behind a hidden error
 
     async def run(self, keepalive_s: float | None) -> Relayed:
@@ -190,20 +190,20 @@ class _EventRelay(Discreet):
 
     async def _relay_events(self) -> None:
         downstream, feed, read = self.exchange.downstream, self.scanner.feed, self._reader()
-        write = downstream.write
-        saw, observe, paused = self.ending.saw, self.along.observer.saw, self.along.gaps.saw
-        hide, allowance = self.along.hide, self.along.allowance
+        write, saw, observe, paused = downstream.write, self.ending.saw, self.along.observer.saw, self.along.gaps.saw
+        scanner, hide, allowance = self.scanner, self.along.hide, self.along.allowance
         block = self.answer.first or self.answer.stream.read_nowait()
         if not block:
             downstream.send_head()
             block = await read()
         while block:
+            was_inside = scanner.inside_event
             block = feed(block)
             if block:
                 paused(time.perf_counter())
                 saw(block)
                 if self.ending.hidden_error_seen:
-                    await self._stop_at_hidden_error(block)
+                    await self._stop_at_hidden_error(block, was_inside=was_inside)
                 observe(block)
                 if hide is not None:
                     block = hide(block)
@@ -261,21 +261,22 @@ class _EventRelay(Discreet):
             self.dropped_after = events if between_events else None
             raise errors.ProxyError(errors.UPSTREAM_PROTOCOL_ERROR, _TRUNCATED)
         if rest:
-            self.along.observer.saw(rest)
-            await self._write_shown(rest)
+            await self._show(rest)
         elif not scanner.at_boundary and not scanner.done:
             raise errors.ProxyError(errors.UPSTREAM_PROTOCOL_ERROR, _TRUNCATED)
 
-    async def _stop_at_hidden_error(self, block: bytes) -> None:
-        """Send no more than that; the error event that follows takes the place of the rest."""
+    async def _stop_at_hidden_error(self, block: bytes, *, was_inside: bool) -> None:
+        """Send no more than that; an error event follows. `was_inside`: the block begins inside an oversize event."""
         before, self.unsent_events = parted_at_hidden_error(block)
+        if before or not was_inside:
+            self.dropped_after = self.scanner.events
         if before:
-            self.along.observer.saw(before)
-            await self._write_shown(before)
+            await self._show(before)
         raise errors.ProxyError(errors.UPSTREAM_PROTOCOL_ERROR, _ERROR_FIELD)
 
-    async def _write_shown(self, data: bytes) -> None:
-        """Write what the client may see of it."""
+    async def _show(self, data: bytes) -> None:
+        """Have it looked at, and write what the client may see of it."""
+        self.along.observer.saw(data)
         shown = data if self.along.hide is None else self.along.hide(data)
         if shown:
             await self.exchange.downstream.write(shown)
