@@ -174,7 +174,8 @@ async def _run(case: _Case) -> tuple[_Found, int]:
     watching.finish()
     relayed = relaying.result()
     failure = relayed.failure and (relayed.failure.kind, relayed.failure.message)
-    received = stream.received_bytes if failure is None else None  # else as much as came until then
+    ends_early = failure is not None or b"error" in b"".join(case.reads)  # then as much was received as came until then
+    received = None if ends_early else stream.received_bytes
     findings = relayed.events, failure, relayed.told_error, received
     return _Found(downstream.body, downstream.ended, findings, watching.observe(3)), downstream.through
 
