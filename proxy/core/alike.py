@@ -15,6 +15,7 @@ from proxy.core.usual_chunks import usual_text
 
 # of one event: larger ones are rare, and twenty of them more text than is counted at once (phases/observe.py)
 MAX_ALIKE_BYTES: Final = 768
+KEPT_FOR_EACH: Final = 3
 # In valid JSON a value that is a string begins behind it, wherever it stands.
 _TEXT: Final = b'"content":"'
 # what is tried in its place: of two members of one name the last counts, and may say one of these, but not both
@@ -52,7 +53,7 @@ class Passed(NamedTuple):
 class AlikeEvents:
     """Remembers one event, and tells what is shown of others that are like it.
 
-    Only for events that follow one another, each in a chunk by itself. `kept` grows by three for each of them, until
+    Only for events that follow one another, each in a chunk by itself. `kept` grows by `KEPT_FOR_EACH`, until
     `take`; before that nothing else may be learnt.
     """
 

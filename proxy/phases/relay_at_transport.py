@@ -13,7 +13,7 @@ from __future__ import annotations
 from time import perf_counter
 from typing import TYPE_CHECKING, Final
 
-from proxy.core.alike import AlikeEvents
+from proxy.core.alike import KEPT_FOR_EACH, AlikeEvents
 
 if TYPE_CHECKING:
     import asyncio
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 # Once so many passed all are told of them. As many of the largest, and the read that goes beyond, are less than 64 KiB.
 _MAX_UNTOLD: Final = 20
+_MAX_KEPT: Final = KEPT_FOR_EACH * _MAX_UNTOLD
 _IN_ONE_READ: Final = -1.0  # with the event before
 
 
@@ -64,7 +65,7 @@ class EventFlow:
         self._ending = ending
         self._is_chat = ending.is_chat
         self._alike = AlikeEvents()
-        self._client: Sink | None = None  # while there is a flow
+        self._client: Sink  # while there is a flow
         self._finished = finished
         self._end: asyncio.Future[None] | None = None  # of the flow, while there is one
 
@@ -83,20 +84,20 @@ class EventFlow:
 
     async def _flow(self) -> None:
         """Relay what comes until something else comes, or the client's transport is full."""
+        self._client = self._downstream.flow(self._stop)
         self._end = self._watchdog.loop.create_future()
         self._alike.forget()
-        self._watchdog.flows(self._silent_s)
+        self._watchdog.flows(self)
         self._stream.flow_into(self._arrived)
         try:
-            self._client = self._downstream.flow(self._stop)
             await self._end
         finally:
             self._end = None  # it may hold an error, whose frames hold this flow
-            self._client = None
+            del self._client
             self._stream.flow_into(None)
             self._downstream.end_flow()
             self._watchdog.flows(None)
-            self._tell()
+            self.catch_up()
 
     def passed(self, data: bytes) -> bytes:
         """Called by the connection with each read, once an event was learnt; returns what is not like it.
@@ -108,9 +109,9 @@ class EventFlow:
             shown = alike.shown(data, perf_counter())
             if shown is None:
                 return self._first_passed(data)
-            self._client.write(shown)  # type: ignore[union-attr]  # which costs less than to ask
-            if len(alike.kept) > 3 * _MAX_UNTOLD:
-                self._tell()
+            self._client.write(shown)
+            if len(alike.kept) > _MAX_KEPT:
+                self.catch_up()
         except Exception as error:  # noqa: BLE001 - as in `_arrived`
             self._stop(error=error)
         return b""
@@ -126,12 +127,13 @@ class EventFlow:
             chunks.append(shown)
             data = data[end:]
             now_s = _IN_ONE_READ
-        if chunks and self._client is not None:
+        if chunks:
             self._client.write(b"".join(chunks))
-        self._tell()
+        if data or len(self._alike.kept) > _MAX_KEPT // 2:  # one read more may hold as many again
+            self.catch_up()
         return data
 
-    def _tell(self) -> None:
+    def catch_up(self) -> None:
         """Tell all who follow the stream what passed since they were last told: together it costs them less."""
         if not self._alike.kept:
             return
@@ -176,7 +178,6 @@ class EventFlow:
         else:
             end.set_exception(error)
 
-    def _silent_s(self) -> float:
-        """For how long nothing has come. All are told of what has: who asks this looks at them as well."""
-        self._tell()
+    def silent_s(self) -> float:
+        """For how long nothing had come when they were told."""
         return perf_counter() - self._gaps.last_s

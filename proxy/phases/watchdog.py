@@ -7,7 +7,7 @@ notes since when it waits, and the timer, when it fires, works out what is due a
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from proxy.core import errors
 from proxy.core.discreet import Discreet
@@ -84,6 +84,16 @@ async def send_whole(downstream: Downstream, status: int, headers: RawHeaders, b
         watch.stop()
 
 
+class Flow(Protocol):
+    """A body that goes by without being read."""
+
+    def catch_up(self) -> None:
+        """Let all who follow the stream be told of what has come so far."""
+
+    def silent_s(self) -> float:
+        """For how long nothing had come when they were told."""
+
+
 class Watchdog(Discreet):
     """Watches one stream from the first time that it is waited for, or `arm`, to the last byte downstream.
 
@@ -99,7 +109,7 @@ class Watchdog(Discreet):
     loop: asyncio.AbstractEventLoop
     fired: str | None = None
     _waiting_since_s: float | None = None
-    _silent_s: Callable[[], float] | None = None
+    _flow: Flow | None = None
     _keepalive_s: float | None = None
     _keepalive: Callable[[], None] | None = None
     _kept_alive_s: float = 0.0
@@ -132,18 +142,15 @@ class Watchdog(Discreet):
         finally:
             self._waiting_since_s = None
 
-    def flows(self, silent_s: Callable[[], float] | None) -> None:
-        """From now on the body flows past `read`, and `silent_s` tells for how long it has not; None: no longer.
-
-        `silent_s` lets all be told of what has flowed, too.
-        """
-        self._silent_s = silent_s
-        self._waiting_since_s = None if silent_s is None else self.loop.time()
+    def flows(self, flow: Flow | None) -> None:
+        """From now on the body goes past `read`, in `flow`; None: no longer."""
+        self._flow = flow
+        self._waiting_since_s = None if flow is None else self.loop.time()
 
     def catch_up(self) -> None:
         """Let all be told of what has flowed past `read` so far."""
-        if self._silent_s is not None:
-            self._silent_s()
+        if self._flow is not None:
+            self._flow.catch_up()
 
     def keep_alive(self, interval_s: float, send: Callable[[], None]) -> None:
         """Call `send` whenever the upstream has been silent for `interval_s`."""
@@ -175,8 +182,9 @@ class Watchdog(Discreet):
         """Act on what is due, and arm the timer for what is due next."""
         now = self.loop.time()
         self._timer, self._due_s = None, _NEVER_S
-        if self._silent_s is not None and self._waiting_since_s is not None:
-            self._waiting_since_s = max(self._waiting_since_s, now - self._silent_s())
+        if self._flow is not None and self._waiting_since_s is not None:
+            self._flow.catch_up()
+            self._waiting_since_s = max(self._waiting_since_s, now - self._flow.silent_s())
         for check in (self._check_stall, self._check_total, self._check_idle, self._check_keepalive):
             due_s = check(now)
             if due_s is not None:

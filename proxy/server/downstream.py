@@ -145,7 +145,7 @@ class Downstream(msgspec.Struct, eq=False):
             data = self._with_head(data)
         self._written_bytes += len(data)
         transport.write(data)
-        return not connection._paused  # noqa: SLF001 - the property of the same meaning costs a call for each event
+        return not connection.writing_paused
 
     def flow(self, on_full: Callable[[], object]) -> asyncio.Transport:
         """Where whole chunks may be given to, behind others, until `end_flow`; what flowed is told later, by `flowed`.

@@ -28,7 +28,7 @@ class ReadBuffer:
 
     def __init__(self) -> None:
         self.view = memoryview(bytearray(READ_BUFFER_BYTES))
-        # with what it is given for the default
+        # a function in C that takes one value: the default, which is never used
         self.get = cast("Callable[[int], memoryview]", functools.partial({"view": self.view}.get, "view"))
 
 

@@ -174,7 +174,8 @@ async def _run(case: _Case) -> tuple[_Found, int]:
     watching.finish()
     relayed = relaying.result()
     failure = relayed.failure and (relayed.failure.kind, relayed.failure.message)
-    ends_early = failure is not None or b"error" in b"".join(case.reads)  # then as much was received as came until then
+    # as much as came until then, where an error ends the relay, be it one that clients do not see
+    ends_early = failure is not None or any(mark in b"".join(case.reads) for mark in (b"error:", b'"object":"error"'))
     received = None if ends_early else stream.received_bytes
     findings = relayed.events, failure, relayed.told_error, received
     return _Found(downstream.body, downstream.ended, findings, watching.observe(3)), downstream.through
@@ -250,12 +251,13 @@ async def test_much_that_passes_is_told_of_before_it_is_too_much(events: int) ->
     assert found.observation is None or found.observation.grade == "counted"  # none yet: it takes a thread
 
 
+@pytest.mark.parametrize("together", [1, 2, 7])
 @pytest.mark.parametrize("chars", [100, 600, 700, 800, 1300, 1900])
-async def test_long_texts_that_pass_are_counted_well(chars: int, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_long_texts_are_counted_well(chars: int, together: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """However many are told of together, they are no more than is counted at once; else the rest is counted roughly."""
     roughly = Mock(return_value=0)
     monkeypatch.setattr(observe, "_ROUGHLY", SimpleNamespace(count=roughly))
-    reads = [chunk(ROLE), chunk(delta("a")), *[chunk(delta("word " * (chars // 5)))] * 300]
+    reads = [chunk(ROLE), chunk(delta("a")), *[chunk(delta("word " * (chars // 5))) * together] * 300]
     await _run(_Case([*reads, chunk(FINISH), chunk(DONE) + LAST_CHUNK], 0, 0, "chat", hides=False))
     assert not roughly.called
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import pytest
 
@@ -14,7 +14,7 @@ from tests.fakes.peers import FakeDownstream
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
-    from collections.abc import Coroutine, Generator
+    from collections.abc import Callable, Coroutine, Generator
 
     from proxy.upstream.stream import UpstreamStream
 
@@ -247,11 +247,18 @@ def test_comments_end_with_the_stream(loop: ManualLoop) -> None:
     assert not loop.timers
 
 
+class _Flow(NamedTuple):
+    silent_s: Callable[[], float]
+
+    def catch_up(self) -> None:
+        """Nobody follows."""
+
+
 def test_the_silence_of_a_flow_counts_from_what_came_last(loop: ManualLoop) -> None:
     """It tells nobody of each event, so it is asked."""
     watch, came_s = _Watch(loop, idle_s=10.0), [loop.now - 500.0]
     watch.dog.keep_alive(4.0, watch.comment)
-    watch.dog.flows(lambda: loop.now - came_s[0])
+    watch.dog.flows(_Flow(lambda: loop.now - came_s[0]))
     loop.advance(9.9)
     assert (watch.dog.fired, len(watch.comments)) == (None, 2)
     came_s[0] = loop.now
@@ -263,7 +270,7 @@ def test_the_silence_of_a_flow_counts_from_what_came_last(loop: ManualLoop) -> N
 
 def test_behind_a_flow_nobody_waits(loop: ManualLoop) -> None:
     watch = _Watch(loop, idle_s=10.0)
-    watch.dog.flows(lambda: loop.now)
+    watch.dog.flows(_Flow(lambda: loop.now))
     watch.dog.flows(None)
     loop.advance(30.0)
     assert watch.dog.fired is None
