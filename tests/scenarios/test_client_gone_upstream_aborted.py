@@ -77,7 +77,7 @@ class Scene:
 async def flood(peer: RawPeer) -> None:
     with contextlib.suppress(OSError):  # it ends when the proxy aborts: that is measured elsewhere
         while True:
-            await peer.send(chunk(EVENT * 16))
+            await peer.send(chunk(EVENT) * 16)  # as upstreams send them: each event in a chunk of its own
 
 
 async def reading_a_body(scene: Scene) -> RawPeer | None:

@@ -64,7 +64,7 @@ def exchange_of(proxy: Running) -> Exchange:
 async def flood(peer: RawPeer) -> None:
     with contextlib.suppress(OSError):  # the proxy ends it
         while True:
-            await peer.send(chunk(EVENT * 16))
+            await peer.send(chunk(EVENT) * 16)  # as upstreams send them: each event in a chunk of its own
 
 
 @contextlib.asynccontextmanager
