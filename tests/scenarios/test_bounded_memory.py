@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 import psutil
 import pytest
 
+from tests.fakes.line import chunk
 from tests.fakes.raw_client import RawClient
 from tests.fakes.raw_upstream import RawPeer, RawUpstream
 from tests.fakes.running import KEY, running
@@ -49,8 +50,12 @@ class Flood:
     path: str = "/v1/chat/completions"
 
 
+# small enough to pass without being looked at (core/alike.py)
+ALIKE: Final = chunk(EVENT.replace(b"x" * 960, b"x" * 480)) * 128
+
 FLOODS: Final = {
     "events": Flood(SSE_HEAD, b"", EVENT * 64),
+    "events that are alike": Flood(SSE_HEAD[:-2] + b"Transfer-Encoding: chunked\r\n\r\n", b"", ALIKE),
     "tiny events": Flood(SSE_HEAD, b"", b"data: {}\n\n: ping\n\n" * 3600),
     "one line": Flood(SSE_HEAD, b"data: ", b"x" * 65536),
     "bytes": Flood(

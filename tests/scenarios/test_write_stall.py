@@ -30,7 +30,7 @@ STALL_S: Final = 0.6
 LATE_S: Final = 20.0  # the watchdog looks four times within the limit; the rest is for a busy machine
 CHAT: Final = {"model": "m", "stream": True, "messages": [{"role": "user", "content": "hi"}]}
 STREAM_HEAD: Final = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
-EVENT: Final = b'data: {"choices":[{"index":0,"delta":{"content":"' + b"x" * 960 + b'"}}]}\n\n'
+EVENT: Final = b'data: {"choices":[{"index":0,"delta":{"content":"' + b"x" * 480 + b'"}}]}\n\n'
 LAST: Final = b'data: {"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}\n\ndata: [DONE]\n\n'
 
 
