@@ -166,8 +166,8 @@ def held_bytes(proxy: Served) -> int:
 @pytest.mark.parametrize(
     ("loop", "client_wire", "kinds"),
     [
-        ("uvloop", "tcp", ("events", "tiny events", "one line", "bytes")),
-        ("uvloop", "tls", ("events",)),
+        ("uvloop", "tcp", ("events", "events that are alike", "tiny events", "one line", "bytes")),
+        ("uvloop", "tls", ("events", "events that are alike")),
         ("asyncio", "tcp", ("events",)),
         ("asyncio", "tls", ("events",)),
     ],
